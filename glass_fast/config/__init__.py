@@ -1,0 +1,1 @@
+"""Configuration: typed schema, loader with value origins, shipped presets."""

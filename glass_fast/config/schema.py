@@ -1,0 +1,217 @@
+"""Typed configuration of every stage; unknown keys and values out of range are errors.
+
+Fields that the GLASS paper leaves open are options whose defaults follow the method notes
+(Dataset Diffusion for masks, LSD for slot attention); presets override them per world.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelsConfig(_Section):
+    """Where the pretrained parts come from: ``partworld:NAME``, a local folder, or a hub id (tried in this order)."""
+
+    generator: str = "partworld:generator"
+    """Stable-Diffusion folder (diffusers layout) that makes images and masks."""
+    encoder: str = "partworld:encoder"
+    """timm folder (config.json + model.safetensors) or timm model name of the frozen feature encoder."""
+    captioner: str = "partworld:captioner"
+    """BLIP or BLIP-2 folder (transformers layout)."""
+    decoder: str | None = None
+    """Stable-Diffusion folder for the slot-conditioned decoder of phase 2 (None: no phase 2)."""
+
+
+class CaptionsConfig(_Section):
+    """Real images or texts -> prompt table."""
+
+    source: Literal["captioner", "provided", "labels", "list"] = "captioner"
+    """captioner: caption ``images``; provided: read ``file``; labels: ground-truth classes in ``file``
+    (COCO instances JSON); list: the names in ``classes``."""
+    vocabulary: str = "partworld"
+    """Name of a built-in label set (partworld, voc, coco) or a text file with one class name a line."""
+    images: str | None = None
+    """Folder of real images (source captioner). ``partworld:train`` renders unlabelled PartWorld pictures."""
+    file: str | None = None
+    """COCO captions or instances JSON, text file (a caption a line), or parquet with a ``caption`` column."""
+    classes: tuple[str, ...] = ()
+    limit: PositiveInt | None = None
+    batch_size: PositiveInt = 16
+    max_new_tokens: PositiveInt = 30
+    num_beams: PositiveInt = 1
+    max_classes: PositiveInt = 6
+    """Classes kept per prompt, in the order of the caption."""
+
+
+class CaptureConfig(_Section):
+    """Which attention maps are averaged (paper section 3; Dataset Diffusion flags self-res 32, cross-res 16)."""
+
+    self_size: PositiveInt | None = None
+    """Side of the self-attention maps in tokens; default latent / 2."""
+    cross_size: PositiveInt | None = None
+    """Side of the cross-attention maps in tokens; default latent / 4."""
+    self_layers: tuple[str, ...] | None = None
+    """Substrings of attention-module names to use (None: all layers of that size)."""
+    cross_layers: tuple[str, ...] | None = None
+    timestep_min: Annotated[int, Field(ge=0)] = 0
+    timestep_max: PositiveInt = 1000
+    """Maps are averaged over denoising steps whose training timestep lies in [min, max)."""
+    probe: Literal["class_prompt", "prompt"] = "class_prompt"
+    """Read class columns from a separate class prompt (Dataset Diffusion) or from the prompt itself."""
+
+
+class MasksConfig(_Section):
+    """Maps -> label mask (method notes 2.1)."""
+
+    tau: Annotated[int, Field(ge=0, le=16)] = 4
+    """Power of the self-attention map applied to the class maps."""
+    threshold: Share = 0.6
+    uncertain_threshold: Share = 0.5
+    """Pixels whose best class lies in [uncertain_threshold, threshold) become 255."""
+    absence_ratio: Annotated[float, Field(ge=0.0)] = 0.0
+    """Absence guard: a class whose raw peak is below this share of ``absence_peaks[class]`` (or of the
+    highest raw peak in the image when the class is not listed) is dropped; 0 switches the guard off."""
+    absence_peaks: dict[str, float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MasksConfig:
+        if self.uncertain_threshold > self.threshold:
+            raise ValueError("uncertain_threshold must not exceed threshold")
+        return self
+
+
+class QualityConfig(_Section):
+    """Flags of a synthetic sample; flagged samples are kept and counted, training skips ``reject`` flags."""
+
+    black_level: Annotated[float, Field(ge=0, le=255)] = 4.0
+    """An image whose pixel standard deviation is below this is flagged ``black``."""
+    min_area: Share = 0.002
+    """A prompted class covering a smaller share of the mask is flagged ``class_missing``."""
+    reject: tuple[str, ...] = ("black", "empty")
+    max_reject_share: Share = 0.5
+
+
+class SynthesisConfig(_Section):
+    """Prompt table -> shards of images with masks."""
+
+    num: PositiveInt = 1000
+    batch_size: PositiveInt = 4
+    """Rows of a micro-batch; part of the plan, so it fixes the bits of the result."""
+    shard_size: PositiveInt = 256
+    steps: PositiveInt = 100
+    scheduler: str = "default"
+    """``default`` (what the model ships), ddim, dpmsolver++, euler, pndm, ..."""
+    guidance_scale: Annotated[float, Field(ge=0.0)] = 7.5
+    guidance_rescale: Share = 0.0
+    negative_prompt: str = ""
+    height: PositiveInt | None = None
+    width: PositiveInt | None = None
+    """Image size in pixels; default: native size of the UNet."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    capture: CaptureConfig = CaptureConfig()
+    masks: MasksConfig = MasksConfig()
+    quality: QualityConfig = QualityConfig()
+
+
+class TrainingConfig(_Section):
+    """Phase 1: slot attention and MLP decoder on frozen features (method notes 3-6)."""
+
+    loss: Literal["unguided", "semantic", "glass"] = "glass"
+    mask_source: Literal["captured", "ground_truth"] = "captured"
+    """ground_truth is the upper bound; it needs a data set with true masks and is never used by a guided run."""
+    steps: PositiveInt = 10000
+    batch_size: PositiveInt = 128
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    num_slots: Annotated[int, Field(ge=1, le=64)] = 7
+    num_iterations: PositiveInt = 5
+    slot_size: PositiveInt = 768
+    slot_mlp_size: PositiveInt = 768
+    out_size: PositiveInt = 1024
+    """Width of the projected slots (context of the diffusion decoder)."""
+    decoder_hidden: PositiveInt = 2048
+    decoder_layers: PositiveInt = 3
+    lambda_semantic: Annotated[float, Field(ge=0)] = 0.7
+    lambda_instance: Annotated[float, Field(ge=0)] = 0.9
+    bce_reduction: Literal["plain", "balanced"] = "plain"
+    """plain: mean over matched slots and valid pixels; balanced: per matched pair, half the weight on
+    positive and half on negative pixels."""
+    guidance_start: Share = 0.0
+    """Share of the steps before the semantic loss is switched on."""
+    guidance_ramp: Share = 0.0
+    """Share of the steps over which its weight then rises linearly."""
+    background_segment: bool = True
+    """Background is one more segment that a slot must match."""
+    threshold: Share | None = None
+    uncertain_threshold: Share | None = None
+    """Re-threshold the stored soft maps instead of reading the stored mask (None: stored mask)."""
+    flip: bool = True
+    resolution: PositiveInt | None = None
+    """Side of the encoder input; default: the encoder's own."""
+    checkpoint_every: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
+    log_every: PositiveInt = 50
+
+
+class DatasetConfig(_Section):
+    """One data set to evaluate on."""
+
+    name: str
+    kind: Literal["partworld", "coco", "voc"]
+    path: str
+    """Root folder in the official layout; for partworld a folder written by ``glass-fast partworld render``
+    or ``partworld:SPLIT`` (tuning, test), which is rendered on the fly."""
+    split: str = "val"
+    limit: PositiveInt | None = None
+
+
+class EvaluationConfig(_Section):
+    """Models -> numbers under named protocols."""
+
+    datasets: tuple[DatasetConfig, ...] = ()
+    protocols: tuple[str, ...] = ("glass", "spot")
+    baselines: tuple[Literal["kmeans", "grid", "random_slots"], ...] = ("kmeans", "grid", "random_slots")
+    batch_size: PositiveInt = 32
+
+
+class DiscoverConfig(_Section):
+    """Images -> objects."""
+
+    images: str | None = None
+    """Folder of pictures; ``partworld:test`` uses held-out rendered pictures."""
+    limit: PositiveInt | None = 24
+    min_area: Share = 0.001
+    max_pixels: PositiveInt = 64_000_000
+    max_bytes: PositiveInt = 64 * 2**20
+    batch_size: PositiveInt = 16
+
+
+class RunConfig(_Section):
+    """Everything that ``glass-fast run`` does, in stage order."""
+
+    name: str = "run"
+    out: str = "runs/run"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    models: ModelsConfig = ModelsConfig()
+    captions: CaptionsConfig = CaptionsConfig()
+    synthesis: SynthesisConfig = SynthesisConfig()
+    training: TrainingConfig = TrainingConfig()
+    losses: tuple[Literal["unguided", "semantic", "glass", "upper_bound"], ...] = ("glass",)
+    """Which models ``run`` trains; upper_bound trains on ground-truth masks (PartWorld only)."""
+    learning_rates: dict[str, float] = Field(default_factory=dict)
+    """Tuned learning rate per entry of ``losses``; others use ``training.learning_rate``."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    discover: DiscoverConfig = DiscoverConfig()
