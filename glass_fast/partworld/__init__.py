@@ -1,0 +1,1 @@
+"""PartWorld: the embedded world (renderer, tiny models in the standard formats, and their builder)."""
