@@ -22,8 +22,8 @@ _INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box
 def crop_box(height: int, width: int) -> tuple[float, float, float, float]:
     """The centred square that the encoder sees: (left, top, right, bottom) in pixels, possibly half-integer.
 
-    Resizing this box is the same as resizing the shorter side and cropping the centre, without a rounded crop offset;
-    masks must be cut with the same box.
+    Resizing this box is the same as resizing the shorter side and cropping the centre, without a rounded crop
+    offset; masks must be cut with the same box.
     """
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
@@ -61,14 +61,21 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         if interpolation not in _INTERPOLATIONS:
-            raise DataError("GF-MODEL-020", f"interpolation={interpolation!r}; expected one of {', '.join(_INTERPOLATIONS)}")
+            raise DataError(
+                "GF-MODEL-020",
+                f"interpolation={interpolation!r}; expected one of {', '.join(_INTERPOLATIONS)}",
+            )
         self.model = model.requires_grad_(False).eval()
         self.resolution = resolution
         self.interpolation = interpolation
         self.mean, self.std = tuple(float(v) for v in mean), tuple(float(v) for v in std)
         self.source, self.checksum = source, checksum
-        self.register_buffer("_scale", 1.0 / (255.0 * torch.tensor(self.std)).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("_shift", (torch.tensor(self.mean) / torch.tensor(self.std)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "_scale", 1.0 / (255.0 * torch.tensor(self.std)).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "_shift", (torch.tensor(self.mean) / torch.tensor(self.std)).view(1, 3, 1, 1), persistent=False
+        )
         with torch.no_grad():
             probe, grid = self._tokens(torch.zeros(1, 3, resolution, resolution))
         self.grid, self.dim = grid, int(probe.shape[-1])
@@ -86,8 +93,8 @@ class Encoder(nn.Module):
 
         Args:
             image: uint8 ``(height, width, 3)``.
-            fit: ``crop`` scales the shorter side to :attr:`resolution` and cuts the centre (the paper's transform);
-                ``stretch`` scales both sides, so that the whole picture is seen.
+            fit: ``crop`` scales the shorter side to :attr:`resolution` and cuts the centre (the paper's
+                transform); ``stretch`` scales both sides, so that the whole picture is seen.
 
         Returns:
             float32 ``(3, resolution, resolution)`` on the CPU.
@@ -97,7 +104,9 @@ class Encoder(nn.Module):
 
     def _resize(self, image: NDArray[np.uint8], fit: str) -> NDArray[np.uint8]:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise DataError("GF-MODEL-021", f"image of {image.dtype} {image.shape}; expected uint8 (height, width, 3)")
+            raise DataError(
+                "GF-MODEL-021", f"image of {image.dtype} {image.shape}; expected uint8 (height, width, 3)"
+            )
         height, width = image.shape[:2]
         if (height, width) == (self.resolution, self.resolution):
             return np.array(image, copy=True)
@@ -105,16 +114,19 @@ class Encoder(nn.Module):
 
         box = crop_box(height, width) if fit == "crop" else (0.0, 0.0, float(width), float(height))
         size = (self.resolution, self.resolution)
-        resized = Image.fromarray(np.ascontiguousarray(image)).resize(size, _INTERPOLATIONS[self.interpolation], box=box)
+        resized = Image.fromarray(np.ascontiguousarray(image)).resize(
+            size, _INTERPOLATIONS[self.interpolation], box=box
+        )
         return np.array(resized)
 
     def _batch(self, images: Any) -> torch.Tensor:
-        """uint8 images (array, tensor or list of arrays) or a normalised float tensor -> normalised on the device."""
+        """uint8 images (array, tensor or list) or a normalised float tensor -> normalised on the device."""
         if isinstance(images, torch.Tensor) and images.is_floating_point():
             expected = (3, self.resolution, self.resolution)
             if images.ndim != 4 or tuple(images.shape[1:]) != expected:
                 raise DataError(
-                    "GF-MODEL-021", f"normalised images of shape {tuple(images.shape)}; expected (batch, {expected})",
+                    "GF-MODEL-021",
+                    f"normalised images of shape {tuple(images.shape)}; expected (batch, {expected})",
                     "use preprocess() or pass uint8 (batch, height, width, 3)",
                 )
             return images.to(self.device, torch.float32)
@@ -129,7 +141,7 @@ class Encoder(nn.Module):
         if tokens.ndim == 4:
             grid = (int(tokens.shape[2]), int(tokens.shape[3]))
             return tokens.flatten(2).transpose(1, 2), grid
-        tokens = tokens[:, getattr(self.model, "num_prefix_tokens", 0):]
+        tokens = tokens[:, getattr(self.model, "num_prefix_tokens", 0) :]
         late_norm = getattr(self.model, "fc_norm", None)
         if isinstance(getattr(self.model, "norm", None), nn.Identity) and isinstance(late_norm, nn.Module):
             tokens = late_norm(tokens)  # average-pooled models keep their final norm behind the pooling
@@ -139,7 +151,9 @@ class Encoder(nn.Module):
         else:
             rows = columns = round(tokens.shape[1] ** 0.5)
         if rows * columns != tokens.shape[1]:
-            raise DataError("GF-MODEL-022", f"encoder gives {tokens.shape[1]} tokens, which is no {rows} x {columns} grid")
+            raise DataError(
+                "GF-MODEL-022", f"encoder gives {tokens.shape[1]} tokens, which is no {rows} x {columns} grid"
+            )
         return tokens, (int(rows), int(columns))
 
     @torch.no_grad()
@@ -147,8 +161,9 @@ class Encoder(nn.Module):
         """Final-norm patch tokens, without class and register tokens.
 
         Args:
-            images: uint8 ``(batch, height, width, 3)`` (array or tensor), a list of uint8 ``(height, width, 3)`` of any
-                sizes, or float ``(batch, 3, resolution, resolution)`` as :meth:`preprocess` makes them.
+            images: uint8 ``(batch, height, width, 3)`` (array or tensor), a list of uint8 ``(height, width,
+                3)`` of any sizes, or float ``(batch, 3, resolution, resolution)`` as :meth:`preprocess` makes
+                them.
 
         Returns:
             float32 ``(batch, tokens, dim)`` on the encoder's device; tokens run row by row.
@@ -162,8 +177,13 @@ class Encoder(nn.Module):
     def describe(self) -> dict[str, Any]:
         """What ``preprocess.json`` records: everything that fixes the input of the encoder."""
         return {
-            "resolution": self.resolution, "grid": list(self.grid), "dim": self.dim, "mean": list(self.mean),
-            "std": list(self.std), "interpolation": self.interpolation, "fit": "crop",
+            "resolution": self.resolution,
+            "grid": list(self.grid),
+            "dim": self.dim,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "fit": "crop",
         }
 
 
@@ -178,7 +198,9 @@ def _locate(ref: str | Path) -> tuple[str, dict[str, Any], loading.ModelSource, 
         folder = source.folder()
         file = folder if folder.is_file() else loading.weight_files(folder)[0]
         if file.suffix != ".safetensors":
-            raise DataError("GF-MODEL-007", f"{file} is no safetensors file", "pickled weights are refused: convert them")
+            raise DataError(
+                "GF-MODEL-007", f"{file} is no safetensors file", "pickled weights are refused: convert them"
+            )
         loading.check_safetensors(file)
         return name, {"pretrained_cfg_overlay": {"file": str(file)}}, loading.ModelSource(text, file), file
     if not Path(text).exists() and ":" not in text and "/" not in text and timm.is_model(text.split(".")[0]):
@@ -188,26 +210,32 @@ def _locate(ref: str | Path) -> tuple[str, dict[str, Any], loading.ModelSource, 
     folder = source.folder()
     if not (folder / "config.json").is_file():
         raise EnvironmentProblem(
-            "GF-MODEL-023", f"encoder {text!r} ({folder}) has no config.json",
-            "expected a timm folder (config.json with `architecture`, model.safetensors), or MODEL_NAME@FOLDER with the "
+            "GF-MODEL-023",
+            f"encoder {text!r} ({folder}) has no config.json",
+            "expected a timm folder (config.json with `architecture`, model.safetensors), or "
+            "MODEL_NAME@FOLDER with the "
             "timm name before the folder of bare weights, e.g. vit_base_patch14_dinov2@/models/dinov2",
         )
     config = loading.read_json(folder / "config.json")
     if "architecture" not in config:
-        raise DataError("GF-MODEL-023", f"{folder / 'config.json'} lacks `architecture`: not a timm model folder")
+        raise DataError(
+            "GF-MODEL-023", f"{folder / 'config.json'} lacks `architecture`: not a timm model folder"
+        )
     loading.weight_files(folder)
     return f"local-dir:{folder}", {}, source, folder
 
 
-def build_encoder(ref: str | Path, device: str | torch.device = "auto", resolution: int | None = None) -> Encoder:
+def build_encoder(
+    ref: str | Path, device: str | torch.device = "auto", resolution: int | None = None
+) -> Encoder:
     """Load a frozen timm encoder.
 
     Args:
-        ref: ``partworld:encoder``, a timm folder, ``MODEL_NAME@FOLDER_OR_FILE`` (bare safetensors weights), a timm model
-            name or a hub id.
+        ref: ``partworld:encoder``, a timm folder, ``MODEL_NAME@FOLDER_OR_FILE`` (bare safetensors weights), a
+            timm model name or a hub id.
         device: ``auto``, ``cpu``, ``cuda`` or a torch device.
-        resolution: side of the input in pixels, a multiple of the patch; position embeddings are interpolated. Default:
-            what the weights were trained at.
+        resolution: side of the input in pixels, a multiple of the patch; position embeddings are
+            interpolated. Default: what the weights were trained at.
 
     Raises:
         EnvironmentProblem: not found.
@@ -225,12 +253,15 @@ def build_encoder(ref: str | Path, device: str | torch.device = "auto", resoluti
     try:
         model = timm.create_model(name, **options)
     except AssertionError as error:
-        raise ConfigError("GF-MODEL-024", f"encoder {source.ref!r} does not take resolution={resolution}: {error}") from error
+        raise ConfigError(
+            "GF-MODEL-024", f"encoder {source.ref!r} does not take resolution={resolution}: {error}"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if type(error).__name__ == "OutOfMemoryError":
             raise
         raise DataError(
-            "GF-MODEL-024", f"encoder {source.ref!r} cannot be loaded by timm: {type(error).__name__}: {error}",
+            "GF-MODEL-024",
+            f"encoder {source.ref!r} cannot be loaded by timm: {type(error).__name__}: {error}",
             "compare `architecture` and `model_args` in config.json with the weights",
         ) from error
     settings = model.pretrained_cfg
@@ -239,11 +270,17 @@ def build_encoder(ref: str | Path, device: str | torch.device = "auto", resoluti
     side = int(resolution or trained[0])
     if side % patch[0]:
         raise ConfigError(
-            "GF-MODEL-024", f"resolution={side} is no multiple of the patch size {patch[0]} of encoder {source.ref!r}",
+            "GF-MODEL-024",
+            f"resolution={side} is no multiple of the patch size {patch[0]} of encoder {source.ref!r}",
             f"use {side // patch[0] * patch[0] or patch[0]} or {(side // patch[0] + 1) * patch[0]}",
         )
     encoder = Encoder(
-        model, side, settings["mean"], settings["std"], settings.get("interpolation") or "bicubic", source,
+        model,
+        side,
+        settings["mean"],
+        settings["std"],
+        settings.get("interpolation") or "bicubic",
+        source,
         loading.folder_checksum(hashed),
     )
     return encoder.to(target)

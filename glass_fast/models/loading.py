@@ -1,55 +1,72 @@
 """Loading pretrained parts: local path first, hub id second, safetensors only, checksum recorded.
 
-Every loader accepts a *reference*: ``partworld:NAME`` (weights shipped with the package), a local folder, or a
-hub id. The heavy libraries are imported inside the functions, after :func:`ensure_torchvision`.
+Every loader accepts a *reference*: ``partworld:NAME`` (weights shipped with the package), a local folder, or
+a hub id. The heavy libraries are imported inside the functions, after :func:`ensure_torchvision`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.resources
-import json
-import logging
 import os
 import re
-import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glass_fast.errors import ConfigError, DataError, EnvironmentProblem
+from glass_fast.models.weights import (
+    GENERATOR_PARTS,
+    check_safetensors,
+    folder_checksum,
+    read_json,
+    weight_files,
+    weight_variant,
+)
 
 if TYPE_CHECKING:
     import torch
 
     from glass_fast.models.encoder import Encoder
 
-log = logging.getLogger(__name__)
+__all__ = [
+    "Generator",
+    "ModelSource",
+    "check_safetensors",
+    "ensure_torchvision",
+    "folder_checksum",
+    "load_captioner",
+    "load_encoder",
+    "load_generator",
+    "offline",
+    "read_json",
+    "resolve_device",
+    "resolve_dtype",
+    "resolve_model",
+    "weight_files",
+]
 
-GENERATOR_PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_HASHED_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
-_UNHASHED_NAMES = ("run.json",)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WITHDRAWN = ("stabilityai/stable-diffusion-2",)
-_MAX_HEADER = 16 * 2**20
 _shim: Any = None
 
 
 def ensure_torchvision() -> str:
-    """Make ``import torchvision`` work beside a CPU build of torch; call before transformers, diffusers or timm.
+    """Make ``import torchvision`` work beside a CPU build of torch; call before transformers, diffusers or
+    timm.
 
-    torchvision's Linux wheel is linked against CUDA. Beside CPU torch its operators do not load and the import dies
-    while it registers shape functions for ``torchvision::nms``; declaring those operators is enough for all that
-    transformers, diffusers and timm use. Does nothing where torchvision works.
+    torchvision's Linux wheel is linked against CUDA. Beside CPU torch its operators do not load and the
+    import dies while it registers shape functions for ``torchvision::nms``; declaring those operators is
+    enough for all that transformers, diffusers and timm use. Does nothing where torchvision works.
 
     Returns:
         ``native``, ``shimmed`` or ``absent``.
     """
     global _shim
     try:
-        import torchvision  # noqa: F401
+        import torchvision
 
         return "native" if _shim is None else "shimmed"
     except ImportError:
@@ -71,7 +88,10 @@ def ensure_torchvision() -> str:
 
 def offline() -> bool:
     """Whether the user forbade network access (``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE``)."""
-    return any(os.environ.get(n, "").upper() in ("1", "TRUE", "YES", "ON") for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(
+        os.environ.get(n, "").upper() in ("1", "TRUE", "YES", "ON")
+        for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -88,7 +108,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise EnvironmentProblem(
-            "GF-ENV-010", f"device={device!r}, but torch {torch.__version__} sees no CUDA device",
+            "GF-ENV-010",
+            f"device={device!r}, but torch {torch.__version__} sees no CUDA device",
             "use device=auto or device=cpu, or install a CUDA build of torch and a driver",
         )
     return torch.device(device)
@@ -123,10 +144,13 @@ class ModelSource:
 
         patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
         try:
-            return Path(snapshot_download(str(self.hub_id), allow_patterns=patterns, ignore_patterns=["*.ckpt"]))
+            return Path(
+                snapshot_download(str(self.hub_id), allow_patterns=patterns, ignore_patterns=["*.ckpt"])
+            )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise EnvironmentProblem(
-                "GF-MODEL-004", f"model {self.ref!r} could not be fetched from the hub: {type(error).__name__}: {error}",
+                "GF-MODEL-004",
+                f"model {self.ref!r} could not be fetched from the hub: {type(error).__name__}: {error}",
                 _missing_hint(self.ref),
             ) from error
 
@@ -134,8 +158,10 @@ class ModelSource:
 def _missing_hint(ref: str) -> str:
     if ref.startswith(_WITHDRAWN):
         return (
-            "the stabilityai Stable Diffusion 2.x repositories were withdrawn from the hub: pass a local folder in "
-            "diffusers layout (tokenizer/, text_encoder/, unet/, vae/, scheduler/) or the id of a mirror that you trust"
+            "the stabilityai Stable Diffusion 2.x repositories were withdrawn from the hub: pass a local "
+            "folder in "
+            "diffusers layout (tokenizer/, text_encoder/, unet/, vae/, scheduler/) or the id of a mirror "
+            "that you trust"
         )
     return "pass a local folder, or download the model once while online and pass its path"
 
@@ -150,12 +176,19 @@ def resolve_model(ref: str | Path) -> ModelSource:
     if text.startswith("partworld:"):
         name = text.partition(":")[2]
         if not re.fullmatch(r"[a-z0-9_-]+", name):
-            raise ConfigError("GF-MODEL-002", f"model {text!r}: expected partworld:NAME with NAME of a-z, 0-9, _ and -")
+            raise ConfigError(
+                "GF-MODEL-002", f"model {text!r}: expected partworld:NAME with NAME of a-z, 0-9, _ and -"
+            )
         folder = Path(str(importlib.resources.files("glass_fast") / "partworld" / "weights" / name))
         if not folder.is_dir():
-            present = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
+            present = (
+                sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
+                if folder.parent.is_dir()
+                else []
+            )
             raise EnvironmentProblem(
-                "GF-MODEL-003", f"model {text!r} is not among the shipped ones ({', '.join(present) or 'none'})",
+                "GF-MODEL-003",
+                f"model {text!r} is not among the shipped ones ({', '.join(present) or 'none'})",
                 "reinstall glass-fast, or rebuild the shipped models with `glass-fast partworld build`",
             )
         return ModelSource(text, folder)
@@ -165,148 +198,17 @@ def resolve_model(ref: str | Path) -> ModelSource:
     looks_local = text.startswith((".", "/", "~")) or text.count("/") > 1
     if looks_local or not _HUB_ID.fullmatch(text):
         raise EnvironmentProblem(
-            "GF-MODEL-003", f"model {text!r}: no such file or folder (working directory {Path.cwd()})",
+            "GF-MODEL-003",
+            f"model {text!r}: no such file or folder (working directory {Path.cwd()})",
             "expected an existing folder, partworld:NAME, or a hub id of the form owner/name",
         )
     if offline():
         raise EnvironmentProblem(
-            "GF-MODEL-004", f"model {text!r} is not a local folder, and the hub is switched off (HF_HUB_OFFLINE)",
+            "GF-MODEL-004",
+            f"model {text!r} is not a local folder, and the hub is switched off (HF_HUB_OFFLINE)",
             _missing_hint(text) + "; to use a hub id unset HF_HUB_OFFLINE",
         )
     return ModelSource(text, None, text)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def folder_checksum(path: str | Path) -> str:
-    """SHA-256 over the sorted relative names and file hashes of everything that decides what a model computes.
-
-    Counts JSON, safetensors and tokenizer files; in a diffusers folder only the five parts that are loaded, so an
-    extra variant file beside them does not change it. Cards, licences, hidden files and ``run.json`` do not count.
-    """
-    root = Path(path)
-    if root.is_file():
-        return _sha256(root)
-    roots = [root / part for part in GENERATOR_PARTS if (root / part).is_dir()] if (root / "unet").is_dir() else [root]
-    files = [f for r in roots for f in r.rglob("*") if f.suffix in _HASHED_SUFFIXES and f.name not in _UNHASHED_NAMES]
-    named = sorted((f.relative_to(root).as_posix(), f) for f in files if f.is_file())
-    digest = hashlib.sha256()
-    for name, file in named:
-        if not any(part.startswith(".") for part in name.split("/")):
-            digest.update(f"{name}\0{_sha256(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder.
-
-    Raises:
-        DataError: absent, unreadable or not an object.
-    """
-    try:
-        with path.open(encoding="utf-8") as stream:
-            value = json.load(stream)
-    except FileNotFoundError:
-        raise DataError("GF-MODEL-005", f"{path} is missing", "the model folder is incomplete: copy it again") from None
-    except (OSError, ValueError) as error:
-        raise DataError("GF-MODEL-005", f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError("GF-MODEL-005", f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def check_safetensors(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Header check before any byte is trusted: size limit, offsets inside the file, no gap or overlap.
-
-    Returns:
-        name -> (dtype name, shape).
-
-    Raises:
-        DataError: the file is truncated, padded or damaged.
-    """
-
-    def bad(what: str) -> DataError:
-        return DataError("GF-MODEL-006", f"{path}: {what}", "the file is damaged or cut short: copy or download it again")
-
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        head = stream.read(8)
-        if len(head) < 8:
-            raise bad(f"{size} bytes is too short for a safetensors file")
-        (length,) = struct.unpack("<Q", head)
-        if length > min(_MAX_HEADER, size - 8):
-            raise bad(f"header of {length} bytes is longer than the file or the limit of {_MAX_HEADER}")
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise bad(f"header is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise bad("header is not a JSON object")
-    header.pop("__metadata__", None)
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-    spans = []
-    for name, entry in header.items():
-        try:
-            begin, end = (int(v) for v in entry["data_offsets"])
-            tensors[name] = (str(entry["dtype"]), tuple(int(v) for v in entry["shape"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise bad(f"entry {name!r} is malformed ({error})") from error
-        spans.append((begin, end, name))
-    position = 0
-    for begin, end, name in sorted(spans):
-        if begin != position or end < begin:
-            raise bad(f"tensor {name!r} occupies bytes {begin}..{end}, expected a start at {position}")
-        position = end
-    if position != size - 8 - length:
-        raise bad(f"tensors need {position} bytes, the file holds {size - 8 - length}")
-    return tensors
-
-
-def weight_files(folder: Path, stem: str = "model", variant: str | None = None) -> list[Path]:
-    """The checked safetensors files (one, or the shards that an index lists) of a weight called ``stem``.
-
-    Raises:
-        DataError: only pickled weights are there, or a file is damaged.
-        EnvironmentProblem: no weights at all.
-    """
-    name = f"{stem}.{variant}" if variant else stem
-    index = folder / (f"{stem}.safetensors.index.{variant}.json" if variant else f"{stem}.safetensors.index.json")
-    files = [folder / f"{name}.safetensors"]
-    if not files[0].is_file() and index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        if any("/" in str(n) or "\\" in str(n) for n in names):
-            raise DataError("GF-MODEL-006", f"{index} names a file outside its folder")
-        files = [folder / str(n) for n in names]
-    missing = [f for f in files if not f.is_file()]
-    if missing or not files:
-        pickles = sorted(f.name for f in folder.glob("*") if f.suffix in _PICKLE_SUFFIXES) if folder.is_dir() else []
-        if pickles:
-            raise DataError(
-                "GF-MODEL-007", f"{folder} holds its weights as pickle ({', '.join(pickles)}); expected {name}.safetensors",
-                "pickled weights can run code when loaded and are refused: use the safetensors files of the model, or convert "
-                "them in a sandbox (torch.load(..., weights_only=True) and safetensors.torch.save_file)",
-            )
-        raise EnvironmentProblem(
-            "GF-MODEL-008", f"{folder}: {missing[0].name if missing else name + '.safetensors'} is missing",
-            "expected a folder with safetensors weights; copy or download the model again",
-        )
-    for file in files:
-        check_safetensors(file)
-    return files
-
-
-def _variant(folder: Path, stem: str) -> str | None:
-    """None for plain weights; ``fp16`` when only that variant is in the folder."""
-    def there(name: str) -> bool:
-        return any((folder / n).is_file() for n in (f"{stem}{name}.safetensors", f"{stem}.safetensors.index{name}.json"))
-
-    return "fp16" if not there("") and there(".fp16") else None
 
 
 @dataclass
@@ -332,7 +234,9 @@ class Generator:
     checksum: str
 
 
-def load_generator(ref: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "float32") -> Generator:
+def load_generator(
+    ref: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "float32"
+) -> Generator:
     """A Stable Diffusion folder in diffusers layout (``model_index.json`` is not needed).
 
     Args:
@@ -354,8 +258,10 @@ def load_generator(ref: str | Path, device: str | torch.device = "auto", dtype: 
     absent = [part for part in GENERATOR_PARTS if not (folder / part).is_dir()]
     if absent:
         raise EnvironmentProblem(
-            "GF-MODEL-009", f"generator {source.ref!r} ({folder}) lacks {', '.join(p + '/' for p in absent)}",
-            "expected a Stable Diffusion folder in diffusers layout: tokenizer/, text_encoder/, unet/, vae/, scheduler/",
+            "GF-MODEL-009",
+            f"generator {source.ref!r} ({folder}) lacks {', '.join(p + '/' for p in absent)}",
+            "expected a Stable Diffusion folder in diffusers layout: tokenizer/, text_encoder/, unet/, "
+            "vae/, scheduler/",
         )
     common: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     parts: dict[str, Any] = {}
@@ -364,29 +270,55 @@ def load_generator(ref: str | Path, device: str | torch.device = "auto", dtype: 
         ("unet", UNet2DConditionModel, "diffusion_pytorch_model", "torch_dtype"),
         ("vae", AutoencoderKL, "diffusion_pytorch_model", "torch_dtype"),
     ):
-        variant = _variant(folder / part, stem)
+        variant = weight_variant(folder / part, stem)
         weight_files(folder / part, stem, variant)
         options = {**common, key: kind, **({"variant": variant} if variant else {})}
         parts[part] = _guarded(model_class, folder / part, options).to(target).requires_grad_(False).eval()
     tokenizer = _guarded(CLIPTokenizer, folder / "tokenizer", {"local_files_only": True})
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    return Generator(tokenizer, parts["text_encoder"], parts["unet"], parts["vae"], scheduler, source, folder_checksum(folder))
+    return Generator(
+        tokenizer,
+        parts["text_encoder"],
+        parts["unet"],
+        parts["vae"],
+        scheduler,
+        source,
+        folder_checksum(folder),
+    )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No weight-loading bars of transformers on stderr, which belongs to our own progress."""
+    from transformers.utils import logging as library
+
+    was_on = library.is_progress_bar_enabled()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            library.enable_progress_bar()
 
 
 def _guarded(model_class: Any, folder: Path, options: dict[str, Any]) -> Any:
     """``from_pretrained`` of a local folder with the library's failures turned into :class:`DataError`."""
     try:
-        return model_class.from_pretrained(str(folder), **options)
+        with _without_bars():
+            return model_class.from_pretrained(str(folder), **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if type(error).__name__ == "OutOfMemoryError":
             raise
         raise DataError(
-            "GF-MODEL-010", f"{folder} cannot be loaded as {model_class.__name__}: {type(error).__name__}: {error}",
+            "GF-MODEL-010",
+            f"{folder} cannot be loaded as {model_class.__name__}: {type(error).__name__}: {error}",
             "the folder does not hold what its place says; compare config.json with the weights",
         ) from error
 
 
-def load_captioner(ref: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "float32") -> tuple[Any, Any]:
+def load_captioner(
+    ref: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "float32"
+) -> tuple[Any, Any]:
     """BLIP or BLIP-2 (by ``model_type`` in ``config.json``) with its processor.
 
     The image processor uses the PIL backend, so torchvision is not needed and results do not depend on it.
@@ -395,26 +327,45 @@ def load_captioner(ref: str | Path, device: str | torch.device = "auto", dtype: 
         (model, processor); the model is frozen and in eval mode.
     """
     ensure_torchvision()
-    from transformers import AutoProcessor, Blip2ForConditionalGeneration, BlipForConditionalGeneration
+    from transformers import (
+        AutoImageProcessor,
+        AutoTokenizer,
+        Blip2ForConditionalGeneration,
+        Blip2Processor,
+        BlipForConditionalGeneration,
+        BlipProcessor,
+    )
 
     source = resolve_model(ref)
     target, kind = resolve_device(device), resolve_dtype(dtype)
     folder = source.folder()
-    classes = {"blip": BlipForConditionalGeneration, "blip-2": Blip2ForConditionalGeneration}
+    classes = {
+        "blip": (BlipForConditionalGeneration, BlipProcessor),
+        "blip-2": (Blip2ForConditionalGeneration, Blip2Processor),
+    }
     model_type = str(read_json(folder / "config.json").get("model_type"))
     if model_type not in classes:
         raise DataError(
-            "GF-MODEL-011", f"captioner {source.ref!r} has model_type {model_type!r}; expected one of {', '.join(classes)}",
+            "GF-MODEL-011",
+            f"captioner {source.ref!r} has model_type {model_type!r}; expected one of {', '.join(classes)}",
             "use a BLIP or BLIP-2 folder, or captions.source=provided with a captions file",
         )
     weight_files(folder)
     options = {"use_safetensors": True, "local_files_only": True, "dtype": kind}
-    model = _guarded(classes[model_type], folder, options).to(target).requires_grad_(False).eval()
-    return model, _guarded(AutoProcessor, folder, {"local_files_only": True, "backend": "pil"})
+    model_class, processor_class = classes[model_type]
+    model = _guarded(model_class, folder, options).to(target).requires_grad_(False).eval()
+    image_processor = _guarded(AutoImageProcessor, folder, {"local_files_only": True, "backend": "pil"})
+    tokenizer = _guarded(AutoTokenizer, folder, {"local_files_only": True})
+    extra = {}
+    if model_type == "blip-2" and (folder / "processor_config.json").is_file():
+        extra["num_query_tokens"] = read_json(folder / "processor_config.json").get("num_query_tokens")
+    return model, processor_class(image_processor, tokenizer, **extra)
 
 
-def load_encoder(ref: str | Path, device: str | torch.device = "auto", resolution: int | None = None) -> Encoder:
-    """The frozen feature encoder; see :func:`glass_fast.models.encoder.build_encoder` for what ``ref`` may be."""
+def load_encoder(
+    ref: str | Path, device: str | torch.device = "auto", resolution: int | None = None
+) -> Encoder:
+    """The frozen encoder; :func:`glass_fast.models.encoder.build_encoder` says what ``ref`` may be."""
     from glass_fast.models.encoder import build_encoder
 
     return build_encoder(ref, device, resolution)
