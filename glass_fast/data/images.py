@@ -115,6 +115,8 @@ def _read(path: str | os.PathLike[str], label: str, max_bytes: int) -> bytes:
 
 def _decode(data: bytes, kind: str, label: str, max_pixels: int, apply_orientation: bool) -> NDArray[np.uint8]:
     image = Image.open(io.BytesIO(data), formats=(kind,))
+    if kind == "PNG" and not _png_is_whole(data):
+        raise DataError("GF-DATA-154", f"{label} is truncated: its last PNG chunk is missing", "restore the file")
     width, height = image.size
     if width * height > max_pixels:
         raise DataError(
@@ -126,13 +128,20 @@ def _decode(data: bytes, kind: str, label: str, max_pixels: int, apply_orientati
         raise DataError("GF-DATA-155", f"{label} is an animation of {image.n_frames} pictures; expected one")
     orientation = _orientation(image) if apply_orientation else 1
     image.load()
-    if kind == "JPEG" and b"\xff\xd9" not in data[-65536:]:
-        # libjpeg invents a missing end marker and fills the rest with grey
-        raise DataError("GF-DATA-154", f"{label} is truncated: the JPEG end marker is missing", "restore the file")
     rgb = _to_rgb(image)
     if orientation in _TRANSPOSITIONS:
         rgb = rgb.transpose(_TRANSPOSITIONS[orientation])
     return np.array(rgb, dtype=np.uint8)
+
+
+def _png_is_whole(data: bytes) -> bool:
+    """Whether the chunks lead to an end chunk; Pillow stops at the last pixel and would not miss the rest."""
+    position = 8
+    while position + 12 <= len(data):
+        if data[position + 4 : position + 8] == b"IEND":
+            return True
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    return False
 
 
 def _orientation(image: Image.Image) -> int:
