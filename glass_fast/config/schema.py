@@ -117,6 +117,8 @@ class SynthesisConfig(_Section):
     width: PositiveInt | None = None
     """Image size in pixels; default: native size of the UNet."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    """Attention of the layers that are not captured (xformers: CUDA and the extra of that name)."""
     capture: CaptureConfig = CaptureConfig()
     masks: MasksConfig = MasksConfig()
     quality: QualityConfig = QualityConfig()

@@ -1,0 +1,1 @@
+"""Prompt table -> images with label masks, by denoising with attention capture."""
