@@ -29,7 +29,7 @@ from typing import Any
 
 from glass_fast.errors import ConfigError, EnvironmentProblem
 
-__all__ = ["Backend", "BackendStatus", "backends", "choices", "choose", "implementation", "ops"]
+__all__ = ["Backend", "BackendStatus", "backends", "choices", "choose", "forget", "implementation", "ops"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def ops() -> tuple[str, ...]:
 def _table(op: str) -> dict[str, Backend]:
     if op not in ops():
         raise ConfigError(
-            "GF-CONFIG-020", f"no op named {op!r}; known: {', '.join(ops())}", "check the spelling"
+            "GF-CONFIG-920", f"no op named {op!r}; known: {', '.join(ops())}", "check the spelling"
         )
     module = import_module(f"{__name__}.{op}")
     return {backend.name: backend for backend in module.BACKENDS}
@@ -97,7 +97,7 @@ def backends(op: str) -> list[BackendStatus]:
     """State of every backend of an op, in order of preference.
 
     Raises:
-        ConfigError: GF-CONFIG-020, no op of that name.
+        ConfigError: GF-CONFIG-920, no op of that name.
     """
     states = []
     for name, backend in _table(op).items():
@@ -114,7 +114,7 @@ def _from_environment(op: str) -> str | None:
         key, separator, name = (part.strip() for part in item.partition("="))
         if not separator or not name or key not in ops():
             raise ConfigError(
-                "GF-CONFIG-021",
+                "GF-CONFIG-921",
                 f"GLASS_FAST_BACKENDS has {item!r}; expected op=backend pairs, op one of {', '.join(ops())}",
                 "for example GLASS_FAST_BACKENDS=matching=reference,mask_labels=torch",
             )
@@ -129,13 +129,14 @@ def choose(op: str, device: Any, requested: str | None = None) -> str:
     Args:
         op: name of the op.
         device: torch device or its type (``"cpu"``, ``"cuda"``).
-        requested: backend that must be used; default: the one in ``GLASS_FAST_BACKENDS``, else the first that can run.
+        requested: backend that must be used; default: the one in ``GLASS_FAST_BACKENDS``,
+            else the first that can run.
 
     Raises:
-        ConfigError: GF-CONFIG-020, no such op; GF-CONFIG-021, malformed ``GLASS_FAST_BACKENDS``;
-            GF-CONFIG-022, the op has no backend of the requested name.
-        EnvironmentProblem: GF-ENV-020, the requested backend, or every backend, cannot run here; the message lists
-            each candidate with its reason.
+        ConfigError: GF-CONFIG-920, no such op; GF-CONFIG-921, malformed ``GLASS_FAST_BACKENDS``;
+            GF-CONFIG-922, the op has no backend of the requested name.
+        EnvironmentProblem: GF-ENV-920, the requested backend, or every backend, cannot run here; the message
+            lists each candidate with its reason.
     """
     kind = str(getattr(device, "type", device)).partition(":")[0]
     return _choose(op, kind, requested or _from_environment(op))
@@ -146,7 +147,7 @@ def _choose(op: str, kind: str, requested: str | None) -> str:
     table = _table(op)
     if requested is not None and requested not in table:
         raise ConfigError(
-            "GF-CONFIG-022",
+            "GF-CONFIG-922",
             f"op {op!r} has no backend {requested!r}; it has {', '.join(table)}",
             "choose one of these or leave the choice open",
         )
@@ -167,7 +168,7 @@ def _choose(op: str, kind: str, requested: str | None) -> str:
             refused.append(f"{name}: could run, but {requested!r} was requested")
     wanted = f"backend {requested!r} of op {op!r}" if requested else f"any backend of op {op!r}"
     raise EnvironmentProblem(
-        "GF-ENV-020",
+        "GF-ENV-920",
         f"cannot use {wanted} on device {kind!r}: " + "; ".join(refused),
         "run `glass-fast doctor` for the state of every backend",
     )
@@ -179,6 +180,13 @@ _CHOICES: dict[str, str] = {}
 def choices() -> dict[str, str]:
     """Backends chosen so far in this process, ``{"op:device": backend}``; goes into every run record."""
     return dict(_CHOICES)
+
+
+def forget() -> None:
+    """Drop remembered probes and choices, so that the next call looks again (after the environment changed)."""
+    for remembered in (_missing, _choose, _load):
+        remembered.cache_clear()
+    _CHOICES.clear()
 
 
 def implementation(op: str, device: Any, requested: str | None = None) -> Callable[..., Any]:
@@ -194,8 +202,8 @@ def _load(op: str, name: str) -> Callable[..., Any]:
 class _OpNamespace(ModuleType):
     """Makes ``kernels.<op>`` the op's function.
 
-    The import system binds a sub-package to its parent under the same name as the op's function; without this,
-    ``kernels.matching`` would be a function or a module depending on what was imported first.
+    The import system binds a sub-package to its parent under the same name as the op's function; without
+    this, ``kernels.matching`` would be a function or a module depending on what was imported first.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
