@@ -116,7 +116,7 @@ def build_ground_truth(record: Any, protocol: Protocol) -> GroundTruth:
     Raises:
         DataError: a mask has another size than the picture, or an instance has no class.
     """
-    shape = tuple(record.image.shape[:2])
+    shape = (int(record.image.shape[0]), int(record.image.shape[1]))
     annotations = getattr(record, "annotations", None)
     if annotations:
         instances, classes, overlap, categories = _paint(annotations, shape, protocol)
@@ -139,7 +139,7 @@ def build_ground_truth(record: Any, protocol: Protocol) -> GroundTruth:
         if protocol.void == "ignored":
             ignored = ignored | void
         categories = _classes_of(instances, classes)
-    rows, columns = crop_indices(*shape, protocol)
+    rows, columns = crop_indices(shape[0], shape[1], protocol)
     pick = np.ix_(rows, columns)
     instance_map, instance_ids = _compact(instances[pick], protocol.renumber)
     class_map, class_labels = _compact(classes[pick], protocol.renumber)

@@ -1,7 +1,8 @@
 """Object metrics of slot models, all derived from one joint label histogram per image.
 
-The histogram ``n[s, k]`` counts the pixels that slot ``s`` and segment ``k`` share. Intersections are its entries, areas its row and column sums, unions follow; no mask is ever compared twice. Everything is
-exact integer counting followed by float64 arithmetic.
+The histogram ``n[s, k]`` counts the pixels that slot ``s`` and ground-truth segment ``k`` share. Its entries
+are the intersections, its row and column sums the areas, and unions follow; no mask is compared twice. All of
+it is exact integer counting followed by float64 arithmetic.
 
 Definitions (released GLASS evaluation script and the object-centric-learning framework it builds on):
 

@@ -21,7 +21,7 @@ class Protocol:
     Attributes:
         name: what users ask for.
         resolution: side of the square, in pixels, at which masks are compared.
-        crop: ``centre``: shorter side to ``resolution``, then the centre square, for prediction and truth alike.
+        crop: ``centre``: shorter side to ``resolution``, then the centre square; truth and prediction alike.
         long_side: rounding of the longer side after the resize (``round`` or ``floor``).
         crop_offset: rounding of the crop's corner (``floor`` or ``round``, half to even).
         mask_sampling: nearest-neighbour rule for label maps: ``corner`` reads source pixel

@@ -1,0 +1,1 @@
+"""Models and baselines over annotated data sets, under named protocols."""
