@@ -145,7 +145,7 @@ class Encoder(nn.Module):
         late_norm = getattr(self.model, "fc_norm", None)
         if isinstance(getattr(self.model, "norm", None), nn.Identity) and isinstance(late_norm, nn.Module):
             tokens = late_norm(tokens)  # average-pooled models keep their final norm behind the pooling
-        patch_embed = getattr(self.model, "patch_embed", None)
+        patch_embed: Any = getattr(self.model, "patch_embed", None)
         if hasattr(patch_embed, "dynamic_feat_size"):
             rows, columns = patch_embed.dynamic_feat_size(pixels.shape[-2:])
         else:

@@ -1,4 +1,4 @@
-"""What a weight folder must look like before anything in it is trusted: safetensors, whole, with a checksum."""
+"""Checks of a weight folder before anything in it is trusted: safetensors, whole, with a checksum."""
 
 from __future__ import annotations
 
