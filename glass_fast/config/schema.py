@@ -213,6 +213,8 @@ class RunConfig(_Section):
     training: TrainingConfig = TrainingConfig()
     losses: tuple[Literal["unguided", "semantic", "glass", "upper_bound"], ...] = ("glass",)
     """Which models ``run`` trains; upper_bound trains on ground-truth masks (PartWorld only)."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    """Training seeds; every loss is trained and scored once per seed."""
     learning_rates: dict[str, float] = Field(default_factory=dict)
     """Tuned learning rate per entry of ``losses``; others use ``training.learning_rate``."""
     evaluation: EvaluationConfig = EvaluationConfig()
