@@ -1,7 +1,7 @@
 """Files that are either absent or complete: temporary file, fsync, publish, fsync of the folder.
 
-Under its final name a file is always whole. Temporary files are called ``.tmp-<host>-<pid>-<nonce>`` and lie in the
-folder of the final file, so that publishing never crosses a file system.
+Under its final name a file is always whole. Temporary files are called ``.tmp-<host>-<pid>-<nonce>`` and lie
+in the folder of the final file, so that publishing never crosses a file system.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ def _host() -> str:
 
 @contextlib.contextmanager
 def storage_errors(path: str | os.PathLike[str], action: str) -> Iterator[None]:
-    """Turn every ``OSError`` of the block into an :class:`EnvironmentProblem` that names ``path`` and ``action``.
+    """Turn every ``OSError`` of the block into an :class:`EnvironmentProblem` that names ``path`` and
+    ``action``.
 
     Raises:
-        EnvironmentProblem: GF-ENV-101 disk full, GF-ENV-102 permission or read-only, GF-ENV-103 any other I/O error.
+        EnvironmentProblem: GF-ENV-101 disk full, GF-ENV-102 permission or read-only, GF-ENV-103 any other I/O
+            error.
     """
     try:
         yield
@@ -77,7 +79,7 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """``os.write`` until everything is written (a write may be short on a nearly full disk)."""
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view):]
+        view = view[os.write(descriptor, view) :]
 
 
 def fsync_directory(directory: str | os.PathLike[str]) -> None:
@@ -92,8 +94,9 @@ def fsync_directory(directory: str | os.PathLike[str]) -> None:
 def publish(temp: Path, final: Path) -> bool:
     """Give a finished, fsynced temporary file its final name without ever replacing a file.
 
-    A hard link is used because, unlike a rename, it fails when the name is taken; file systems without hard links
-    get a rename after a check. When the name is taken by a file of the same bytes the temporary file is dropped.
+    A hard link is used because, unlike a rename, it fails when the name is taken; file systems without hard
+    links get a rename after a check. When the name is taken by a file of the same bytes the temporary file is
+    dropped.
 
     Returns:
         True when the file was published, False when an identical one was already there.
@@ -133,7 +136,8 @@ def _same_bytes(first: Path, second: Path) -> bool:
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data`` so that ``path`` holds either its old content or all of ``data``, also after a power cut.
+    """Write ``data`` so that ``path`` holds either its old content or all of ``data``, also after a power
+    cut.
 
     Raises:
         EnvironmentProblem: disk full, permission, or another I/O error; the old content is then still there.
@@ -162,10 +166,14 @@ def canonical_json(obj: Any) -> bytes:
         DataError: GF-DATA-102, a value is not JSON (NaN and infinity included).
     """
     try:
-        return (json.dumps(obj, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode("utf-8")
+        return (json.dumps(obj, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode(
+            "utf-8"
+        )
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(
-            "GF-DATA-102", f"a value cannot be written as JSON: {error}", "use finite numbers, text, lists and mappings"
+            "GF-DATA-102",
+            f"a value cannot be written as JSON: {error}",
+            "use finite numbers, text, lists and mappings",
         ) from error
 
 
@@ -183,7 +191,9 @@ def read_json(path: str | os.PathLike[str], what: str = "JSON file", max_bytes: 
     try:
         size = os.path.getsize(path)
         if size > max_bytes:
-            raise DataError("GF-DATA-103", f"{what} {path} has {size} bytes, at most {max_bytes} are accepted")
+            raise DataError(
+                "GF-DATA-103", f"{what} {path} has {size} bytes, at most {max_bytes} are accepted"
+            )
         return json.loads(Path(path).read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise DataError(
@@ -191,7 +201,9 @@ def read_json(path: str | os.PathLike[str], what: str = "JSON file", max_bytes: 
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(
-            "GF-DATA-103", f"{what} {path} is not valid JSON: {error}", "it is damaged; restore it or make it again"
+            "GF-DATA-103",
+            f"{what} {path} is not valid JSON: {error}",
+            "it is damaged; restore it or make it again",
         ) from error
 
 
@@ -230,7 +242,10 @@ def clean_temps(directory: str | os.PathLike[str], min_age_s: float = 3600.0) ->
             except FileNotFoundError:
                 continue
         if stale:
-            with storage_errors(path, "remove the left-over temporary file"), contextlib.suppress(FileNotFoundError):
+            with (
+                storage_errors(path, "remove the left-over temporary file"),
+                contextlib.suppress(FileNotFoundError),
+            ):
                 os.unlink(path)
                 removed.append(path)
     return removed

@@ -1,7 +1,8 @@
 """Named fault points: tests kill the process at an exact step of a protocol.
 
 ``GLASS_FAST_FAULT=name[:count]`` in the environment makes the process kill itself with SIGKILL at the
-``count``-th hit (default: first) of the point ``name``. Without that variable a point costs one dictionary look-up.
+``count``-th hit (default: first) of the point ``name``. Without that variable a point costs one dictionary
+look-up.
 """
 
 from __future__ import annotations
@@ -14,8 +15,19 @@ _VARIABLE = "GLASS_FAST_FAULT"
 _hits: Counter[str] = Counter()
 
 SHARD_FAULT_POINTS = (
-    "plan", "open_temp", "write_member", "close_tar", "write_index", "fsync_files", "rename_tar",
-    "rename_index", "fsync_dir", "write_record_temp", "rename_record", "fsync_dir2", "report",
+    "plan",
+    "open_temp",
+    "write_member",
+    "close_tar",
+    "write_index",
+    "fsync_files",
+    "rename_tar",
+    "rename_index",
+    "fsync_dir",
+    "write_record_temp",
+    "rename_record",
+    "fsync_dir2",
+    "report",
 )
 """Points of the shard commit protocol in their order; each is hit just before its step is carried out."""
 

@@ -1,4 +1,5 @@
-"""Guarded decoding of pictures from outside: header first, limits before decoding, every failure a ``DataError``."""
+"""Guarded decoding of pictures from outside: header first, limits before decoding, every failure a
+``DataError``."""
 
 from __future__ import annotations
 
@@ -49,9 +50,9 @@ def decode_image(
 ) -> NDArray[np.uint8]:
     """Decode one JPEG, PNG or WebP picture to RGB.
 
-    Grey, palette, CMYK and 16-bit pictures are converted (16 bit by rounding ``value / 257``); transparent pixels are
-    laid over white; embedded colour profiles are ignored. An EXIF orientation is applied once; EXIF data that cannot
-    be read are ignored, as viewers do.
+    Grey, palette, CMYK and 16-bit pictures are converted (16 bit by rounding ``value / 257``); transparent
+    pixels are laid over white; embedded colour profiles are ignored. An EXIF orientation is applied once;
+    EXIF data that cannot be read are ignored, as viewers do.
 
     Args:
         source: the file's bytes or its path.
@@ -74,7 +75,8 @@ def decode_image(
     kind = _sniff(data)
     if kind is None:
         raise DataError(
-            "GF-DATA-152", f"{label} is neither JPEG, PNG nor WebP (it starts with {data[:8].hex(' ') or 'nothing'})",
+            "GF-DATA-152",
+            f"{label} is neither JPEG, PNG nor WebP (it starts with {data[:8].hex(' ') or 'nothing'})",
             "convert it to one of these formats",
         )
     if ImageFile.LOAD_TRUNCATED_IMAGES:  # another library may have switched Pillow's check off
@@ -86,16 +88,24 @@ def decode_image(
     except DataError:
         raise
     except Image.DecompressionBombError as error:
-        raise DataError("GF-DATA-153", f"{label}: {error}", f"at most {max_pixels} pixels are accepted") from error
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ValueError, ... for damaged files
         raise DataError(
-            "GF-DATA-154", f"{label} is damaged or truncated: {type(error).__name__}: {error}", "restore the file"
+            "GF-DATA-153", f"{label}: {error}", f"at most {max_pixels} pixels are accepted"
+        ) from error
+    except (
+        Exception
+    ) as error:  # Pillow raises OSError, SyntaxError, struct.error, ValueError, ... for damaged files
+        raise DataError(
+            "GF-DATA-154",
+            f"{label} is damaged or truncated: {type(error).__name__}: {error}",
+            "restore the file",
         ) from error
 
 
 def _too_many_bytes(label: str, size: int, limit: int) -> DataError:
     return DataError(
-        "GF-DATA-151", f"{label} has {size} bytes; at most {limit} are accepted", "shrink it or raise max_bytes"
+        "GF-DATA-151",
+        f"{label} has {size} bytes; at most {limit} are accepted",
+        "shrink it or raise max_bytes",
     )
 
 
@@ -110,22 +120,30 @@ def _read(path: str | os.PathLike[str], label: str, max_bytes: int) -> bytes:
         with open(path, "rb") as file:
             return file.read(max_bytes + 1)
     except (OSError, ValueError) as error:
-        raise DataError("GF-DATA-150", f"cannot read {label}: {error}", "check the path and its permissions") from error
+        raise DataError(
+            "GF-DATA-150", f"cannot read {label}: {error}", "check the path and its permissions"
+        ) from error
 
 
-def _decode(data: bytes, kind: str, label: str, max_pixels: int, apply_orientation: bool) -> NDArray[np.uint8]:
+def _decode(
+    data: bytes, kind: str, label: str, max_pixels: int, apply_orientation: bool
+) -> NDArray[np.uint8]:
     image = Image.open(io.BytesIO(data), formats=(kind,))
     if kind == "PNG" and not _png_is_whole(data):
-        raise DataError("GF-DATA-154", f"{label} is truncated: its last PNG chunk is missing", "restore the file")
+        raise DataError(
+            "GF-DATA-154", f"{label} is truncated: its last PNG chunk is missing", "restore the file"
+        )
     width, height = image.size
     if width * height > max_pixels:
         raise DataError(
-            "GF-DATA-153", f"{label} has {width} x {height} pixels; at most {max_pixels} are accepted",
+            "GF-DATA-153",
+            f"{label} has {width} x {height} pixels; at most {max_pixels} are accepted",
             "shrink it or raise max_pixels",
         )
     # a JPEG may carry further pictures (MPO: depth, gain map); only its first one is the photo
-    if kind != "JPEG" and getattr(image, "n_frames", 1) > 1:
-        raise DataError("GF-DATA-155", f"{label} is an animation of {image.n_frames} pictures; expected one")
+    frames = getattr(image, "n_frames", 1)
+    if kind != "JPEG" and frames > 1:
+        raise DataError("GF-DATA-155", f"{label} is an animation of {frames} pictures; expected one")
     orientation = _orientation(image) if apply_orientation else 1
     image.load()
     rgb = _to_rgb(image)
@@ -170,8 +188,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def list_images(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Picture files of folders and files, sorted within each folder, each once.
 
-    Folders are searched to any depth for ``.jpg``, ``.jpeg``, ``.png`` and ``.webp`` (any case); hidden files and
-    folders are skipped and links to folders are not followed. A file that is named itself is always taken.
+    Folders are searched to any depth for ``.jpg``, ``.jpeg``, ``.png`` and ``.webp`` (any case); hidden files
+    and folders are skipped and links to folders are not followed. A file that is named itself is always
+    taken.
 
     Raises:
         DataError: GF-DATA-156, a path does not exist or there is no picture at all.
@@ -188,7 +207,8 @@ def list_images(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str
             raise DataError("GF-DATA-156", f"no such file or folder: {path}", "check the path")
     if not found:
         raise DataError(
-            "GF-DATA-156", f"no picture in {', '.join(os.fspath(entry) for entry in given) or 'an empty list'}",
+            "GF-DATA-156",
+            f"no picture in {', '.join(os.fspath(entry) for entry in given) or 'an empty list'}",
             f"expected files ending in {', '.join(IMAGE_SUFFIXES)}",
         )
     return list(found)
@@ -197,7 +217,9 @@ def list_images(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str
 def _walk(folder: Path) -> list[Path]:
     def fail(error: OSError) -> None:
         raise DataError(
-            "GF-DATA-156", f"cannot list the folder {error.filename}: {error.strerror}", "check its permissions"
+            "GF-DATA-156",
+            f"cannot list the folder {error.filename}: {error.strerror}",
+            "check its permissions",
         ) from error
 
     paths = []

@@ -1,7 +1,7 @@
 """``manifest.json``: what a folder of shards is and which configuration made it.
 
-The manifest is written before the first shard and never changed. It holds no time, host or attempt, so two runs of
-one configuration write the same bytes.
+The manifest is written before the first shard and never changed. It holds no time, host or attempt, so two
+runs of one configuration write the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ def codec_versions() -> dict[str, str]:
     from PIL import features
 
     zlib = str(features.version("zlib_ng") or features.version("zlib") or "unknown")
-    return {"pillow": PIL.__version__, "zlib": zlib, "pyarrow": pyarrow.__version__, "numpy": numpy.__version__}
+    return {
+        "pillow": PIL.__version__,
+        "zlib": zlib,
+        "pyarrow": pyarrow.__version__,
+        "numpy": numpy.__version__,
+    }
 
 
 def write_manifest(
@@ -61,8 +66,8 @@ def write_manifest(
         The manifest.
 
     Raises:
-        ConfigError: GF-CONFIG-120, the folder belongs to another configuration (the differing keys are named);
-            GF-CONFIG-121, the folder holds files but no manifest, so it is not ours.
+        ConfigError: GF-CONFIG-120, the folder belongs to another configuration (the differing keys are
+            named); GF-CONFIG-121, the folder holds files but no manifest, so it is not ours.
         DataError: the existing manifest is damaged.
         EnvironmentProblem: the folder cannot be created or written.
     """
@@ -113,15 +118,14 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(directory) / MANIFEST_NAME
     if not path.is_file():
         raise DataError(
-            "GF-DATA-131", f"{os.fspath(directory)} holds no {MANIFEST_NAME}",
+            "GF-DATA-131",
+            f"{os.fspath(directory)} holds no {MANIFEST_NAME}",
             "give a folder written by glass-fast synthesize",
         )
     manifest = atomic.read_json(path, "manifest", max_bytes=2**26)
     problem = _problem(manifest)
     if problem:
-        raise DataError(
-            "GF-DATA-131", f"manifest {path}: {problem}", "it is damaged; restore it from a copy"
-        )
+        raise DataError("GF-DATA-131", f"manifest {path}: {problem}", "it is damaged; restore it from a copy")
     assert isinstance(manifest, dict)
     return manifest
 
@@ -142,7 +146,8 @@ def _problem(manifest: Any) -> str:
     if plan is not None:
         keys = ("num", "shard_size", "batch_size")
         if not isinstance(plan, dict) or any(
-            isinstance(plan.get(key), bool) or not isinstance(plan.get(key), int) or plan[key] < 1 for key in keys
+            isinstance(plan.get(key), bool) or not isinstance(plan.get(key), int) or plan[key] < 1
+            for key in keys
         ):
             return f"'plan' must hold whole numbers {', '.join(keys)}"
     return ""
@@ -156,7 +161,8 @@ def _plain(value: Any) -> Any:
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted keys at which two JSON values differ, in sorted order; the configuration hash itself is left out."""
+    """Dotted keys at which two JSON values differ, in sorted order; the configuration hash itself is left
+    out."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             name = f"{prefix}.{key}" if prefix else key

@@ -1,6 +1,7 @@
 """The plan of a sharded job: which sample lies in which shard and micro-batch, fixed before the start.
 
-Because the plan is a pure function of three integers, workers, restarts and order change nothing in the result.
+Because the plan is a pure function of three integers, workers, restarts and order change nothing in the
+result.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class ShardPlan:
         for name in ("num", "shard_size", "batch_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError("GF-CONFIG-110", f"{name} = {value!r} in a shard plan; expected a whole number >= 1")
+                raise ConfigError(
+                    "GF-CONFIG-110", f"{name} = {value!r} in a shard plan; expected a whole number >= 1"
+                )
 
     @cached_property
     def shards(self) -> list[ShardSpec]:
@@ -55,7 +58,8 @@ class ShardPlan:
         return [ShardSpec(i, start, min(start + self.shard_size, self.num)) for i, start in enumerate(starts)]
 
     def micro_batches(self, spec: ShardSpec) -> list[range]:
-        """Global sample indices of each micro-batch of a shard. None crosses a shard; the last may be short."""
+        """Global sample indices of each micro-batch of a shard. None crosses a shard; the last may be
+        short."""
         starts = range(spec.start, spec.stop, self.batch_size)
         return [range(start, min(start + self.batch_size, spec.stop)) for start in starts]
 

@@ -15,7 +15,8 @@ _COMPRESS_LEVEL = 6
 
 
 def voc_palette() -> list[int]:
-    """The 256-colour PASCAL VOC palette as flat RGB values (bits of the index are spread over the channels)."""
+    """The 256-colour PASCAL VOC palette as flat RGB values (bits of the index are spread over the
+    channels)."""
     palette = []
     for index in range(256):
         red = green = blue = 0
@@ -74,16 +75,20 @@ def decode_exact(data: bytes, name: str, max_pixels: int = 2**26) -> NDArray[np.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=("PNG",))
+            image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG",))
             width, height = image.size
             if width * height > max_pixels:
-                raise DataError("GF-DATA-132", f"{name} has {width} x {height} pixels, at most {max_pixels} are accepted")
+                raise DataError(
+                    "GF-DATA-132", f"{name} has {width} x {height} pixels, at most {max_pixels} are accepted"
+                )
             image.load()
     except DataError:
         raise
     except Exception as error:  # Pillow raises SyntaxError, struct.error and others for damaged files
         raise DataError(
-            "GF-DATA-132", f"{name} is not a readable PNG: {type(error).__name__}: {error}", "restore the file"
+            "GF-DATA-132",
+            f"{name} is not a readable PNG: {type(error).__name__}: {error}",
+            "restore the file",
         ) from error
     if image.mode == "1":
         image = image.convert("L")

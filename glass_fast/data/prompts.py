@@ -67,15 +67,17 @@ def _schema() -> Any:
     import pyarrow as pa
 
     text = [pa.field(name, pa.string(), nullable=False) for name in ("id", "caption")]
-    return pa.schema([
-        *text,
-        pa.field("classes", pa.list_(pa.field("item", pa.string(), nullable=False)), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("class_prompt", pa.string(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("image_id", pa.string(), nullable=False),
-    ])
+    return pa.schema(
+        [
+            *text,
+            pa.field("classes", pa.list_(pa.field("item", pa.string(), nullable=False)), nullable=False),
+            pa.field("prompt", pa.string(), nullable=False),
+            pa.field("class_prompt", pa.string(), nullable=False),
+            pa.field("seed", pa.int64(), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("image_id", pa.string(), nullable=False),
+        ]
+    )
 
 
 def _fail(where: str, row: int, column: str, value: Any, expected: str) -> DataError:
@@ -143,7 +145,7 @@ def _check_metadata(metadata: Any, where: str) -> None:
     if not good or not isinstance(metadata.get("vocabulary"), str):
         raise DataError(
             "GF-DATA-122",
-            f"{where}: the prompt table's metadata must hold 'vocabulary' (text) and 'labels' (list of class names)",
+            f"{where}: the prompt table's metadata needs 'vocabulary' (text) and 'labels' (list of names)",
             "write the table with glass-fast captions",
         )
 
@@ -156,7 +158,8 @@ def _open(path: str | os.PathLike[str]) -> Any:
         return pq.ParquetFile(os.fspath(path), memory_map=False)
     except (OSError, pa.ArrowException, ValueError) as error:
         raise DataError(
-            "GF-DATA-120", f"prompt table {os.fspath(path)} cannot be read as parquet: {error}",
+            "GF-DATA-120",
+            f"prompt table {os.fspath(path)} cannot be read as parquet: {error}",
             "check the path; the table is written by glass-fast captions",
         ) from error
 
@@ -165,8 +168,8 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     """Read and validate a prompt table.
 
     Raises:
-        DataError: GF-DATA-120 not a readable parquet file, GF-DATA-123 a column is missing or of the wrong type,
-            GF-DATA-121 a value is invalid (row and column named).
+        DataError: GF-DATA-120 not a readable parquet file, GF-DATA-123 a column is missing or of the wrong
+            type, GF-DATA-121 a value is invalid (row and column named).
     """
     import pyarrow as pa
 
@@ -177,7 +180,8 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
             index = found.get_field_index(field.name)
             if index < 0:
                 raise DataError(
-                    "GF-DATA-123", f"{where}: column {field.name!r} is missing; found {', '.join(found.names)}",
+                    "GF-DATA-123",
+                    f"{where}: column {field.name!r} is missing; found {', '.join(found.names)}",
                     "the table is written by glass-fast captions",
                 )
             kind = found.field(index).type

@@ -1,12 +1,13 @@
 """COCO masks without pycocotools: run lengths, their compressed text, and polygon rasterisation.
 
-Run lengths go down the columns (column-major) and begin with a run of zeros. The compressed text stores each run
-(from the fourth on as the difference to the run two before) in groups of five bits, least significant first; bit 5 of
-a character says that another group follows, bit 4 of the last group is the sign, and 48 is added to make it printable.
+Run lengths go down the columns (column-major) and begin with a run of zeros. The compressed text stores each
+run (from the fourth on as the difference to the run two before) in groups of five bits, least significant
+first; bit 5 of a character says that another group follows, bit 4 of the last group is the sign, and 48 is
+added to make it printable.
 
-Polygons follow COCO's rule: the outline is drawn on a grid five times as fine, every crossing from one fine column to
-the next that lies on a pixel centre toggles the pixels below it, and the parity of the toggles is the mask. Several
-polygons of one object are united.
+Polygons follow COCO's rule: the outline is drawn on a grid five times as fine, every crossing from one fine
+column to the next that lies on a pixel centre toggles the pixels below it, and the parity of the toggles is
+the mask. Several polygons of one object are united.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ _SCALE = 5.0
 
 
 def _bad(problem: str) -> DataError:
-    return DataError("GF-DATA-160", f"run-length mask: {problem}", "the annotation is damaged; restore the file")
+    return DataError(
+        "GF-DATA-160", f"run-length mask: {problem}", "the annotation is damaged; restore the file"
+    )
 
 
 def _to_counts(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -95,7 +98,7 @@ def decompress(text: str | bytes) -> NDArray[np.int64]:
     values = np.add.reduceat((codes & 31) << (5 * places), starts)
     negative = (codes[stops] & 16) != 0
     values[negative] -= np.int64(1) << (5 * lengths[negative])
-    # from the fourth run on a difference to the run two before: odd and even places are running sums of their own
+    # from the fourth run on a difference to the run two before: odd and even places are summed apart
     runs = values.copy()
     runs[1::2] = np.cumsum(values[1::2])
     runs[2::2] = np.cumsum(values[2::2])
@@ -178,8 +181,8 @@ def polygons_to_mask(polygons: Sequence[ArrayLike], height: int, width: int) -> 
         Bool ``(height, width)``.
 
     Raises:
-        DataError: GF-DATA-161, a polygon with fewer than three points, an odd number of values, or a value that is
-            not a finite number of reasonable size.
+        DataError: GF-DATA-161, a polygon with fewer than three points, an odd number of values, or a value
+            that is not a finite number of reasonable size.
     """
     if height < 0 or width < 0 or height * width > MAX_PIXELS:
         raise DataError("GF-DATA-161", f"image size {height} x {width} is not usable")
@@ -195,9 +198,13 @@ def _one_polygon(polygon: ArrayLike, height: int, width: int) -> NDArray[np.bool
     except (TypeError, ValueError) as error:
         raise DataError("GF-DATA-161", f"a polygon is not a list of numbers: {error}") from error
     if points.ndim != 1 or points.size < 6 or points.size % 2:
-        raise DataError("GF-DATA-161", f"a polygon has {points.size} values; expected x, y of at least three points")
+        raise DataError(
+            "GF-DATA-161", f"a polygon has {points.size} values; expected x, y of at least three points"
+        )
     if not np.isfinite(points).all() or np.abs(points).max() > 2**20:
-        raise DataError("GF-DATA-161", "a polygon has a coordinate that is not a number or beyond 2**20 pixels")
+        raise DataError(
+            "GF-DATA-161", "a polygon has a coordinate that is not a number or beyond 2**20 pixels"
+        )
     # vertices on the fine grid; the conversion truncates towards zero
     fine = (_SCALE * points + 0.5).astype(np.int64).reshape(-1, 2)
     columns, rows = _outline(fine)

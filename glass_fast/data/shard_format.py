@@ -1,8 +1,8 @@
 """Layout of a shard on disk: the sample, its tar members, its index row and the commit record.
 
-Members of a sample, in this order: ``key.png`` (RGB), ``key.mask.png`` (palette, 255 = uncertain), ``key.maps.png``
-(grey; the K soft maps stacked from top to bottom; absent when K = 0) and ``key.json``. Headers are plain ustar with
-time 0 and owner 0, so a sample's bytes are a pure function of its content.
+Members of a sample, in this order: ``key.png`` (RGB), ``key.mask.png`` (palette, 255 = uncertain),
+``key.maps.png`` (grey; the K soft maps stacked from top to bottom; absent when K = 0) and ``key.json``.
+Headers are plain ustar with time 0 and owner 0, so a sample's bytes are a pure function of its content.
 """
 
 from __future__ import annotations
@@ -31,11 +31,24 @@ _SUFFIXES = (".png", ".mask.png", ".maps.png", ".json")
 _RESERVED = ("key", "height", "width", "maps")
 _TEXT_COLUMNS = ("prompt", "caption", "class_prompt")
 INDEX_COLUMNS = (
-    "key", "offset", "size", "xxh3", "height", "width", "maps", "prompt", "caption", "class_prompt", "classes",
-    "seed", "flags", "scores", "extra",
+    "key",
+    "offset",
+    "size",
+    "xxh3",
+    "height",
+    "width",
+    "maps",
+    "prompt",
+    "caption",
+    "class_prompt",
+    "classes",
+    "seed",
+    "flags",
+    "scores",
+    "extra",
 )
-"""Columns of an index: place and hash of the sample in the tar, then what its ``meta`` holds; ``scores`` is a map
-from name to number, ``extra`` the remaining keys of ``meta`` as one JSON text."""
+"""Columns of an index: place and hash of the sample in the tar, then what its ``meta`` holds; ``scores`` is a
+map from name to number, ``extra`` the remaining keys of ``meta`` as one JSON text."""
 
 
 def corrupt(path: str | os.PathLike[str], problem: str) -> DataError:
@@ -43,8 +56,8 @@ def corrupt(path: str | os.PathLike[str], problem: str) -> DataError:
     return DataError(
         "GF-DATA-140",
         f"{os.fspath(path)}: {problem}",
-        "the shard was damaged after it was written: restore it, or delete its .tar, .parquet and .json and run "
-        "the same glass-fast synthesize command again to make it anew",
+        "the shard was damaged after it was written: restore it, or delete its .tar, .parquet and .json "
+        "and run the same glass-fast synthesize command again to make it anew",
     )
 
 
@@ -57,10 +70,10 @@ class Sample:
         image: uint8 ``(height, width, 3)``.
         mask: uint8 ``(height, width)``: 0 background, 1..254 label ids, 255 uncertain.
         maps: uint8 ``(K, h, w)``: soft map of each class in ``meta["classes"]``, 255 = 1.0.
-        meta: JSON-able facts. ``prompt``, ``caption``, ``class_prompt`` (text), ``classes``, ``flags`` (lists of
-            text), ``seed`` (63 bits) and ``scores`` (name -> finite number) become index columns; everything else
-            goes into the column ``extra``. After reading it also holds ``key``, ``height``, ``width`` and ``maps``
-            (the shape ``[K, h, w]``).
+        meta: JSON-able facts. ``prompt``, ``caption``, ``class_prompt`` (text), ``classes``, ``flags`` (lists
+            of text), ``seed`` (63 bits) and ``scores`` (name -> finite number) become index columns;
+            everything else goes into the column ``extra``. After reading it also holds ``key``, ``height``,
+            ``width`` and ``maps`` (the shape ``[K, h, w]``).
     """
 
     key: str
@@ -100,7 +113,8 @@ class Sample:
         for name, value in reserved.items():
             if name in self.meta and self.meta[name] != value:
                 raise DataError(
-                    "GF-DATA-141", f"sample {self.key!r}: meta[{name!r}] = {self.meta[name]!r}; it is reserved for {value!r}"
+                    "GF-DATA-141",
+                    f"sample {self.key!r}: meta[{name!r}] = {self.meta[name]!r}; reserved for {value!r}",
                 )
         return {**self.meta, **reserved}
 
@@ -111,8 +125,15 @@ def index_schema() -> Any:
 
     text = pa.string()
     kinds = {
-        "offset": pa.int64(), "size": pa.int64(), "height": pa.int32(), "width": pa.int32(), "seed": pa.int64(),
-        "maps": pa.int32(), "classes": pa.list_(text), "flags": pa.list_(text), "scores": pa.map_(text, pa.float64()),
+        "offset": pa.int64(),
+        "size": pa.int64(),
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "seed": pa.int64(),
+        "maps": pa.int32(),
+        "classes": pa.list_(text),
+        "flags": pa.list_(text),
+        "scores": pa.map_(text, pa.float64()),
     }
     return pa.schema([pa.field(name, kinds.get(name, text)) for name in INDEX_COLUMNS])
 
@@ -130,12 +151,15 @@ def index_row(sample: Sample, offset: int, size: int, digest: str) -> dict[str, 
         ("seed", type(meta.get("seed", 0)) is int and 0 <= meta.get("seed", 0) < 2**63),
     ):
         if not good:
-            raise DataError("GF-DATA-141", f"sample {sample.key!r}: meta[{name!r}] = {meta[name]!r} has the wrong type")
+            raise DataError(
+                "GF-DATA-141", f"sample {sample.key!r}: meta[{name!r}] = {meta[name]!r} has the wrong type"
+            )
     scores = meta.get("scores")
-    as_column = isinstance(scores, dict) and all(
-        isinstance(name, str) and isinstance(value, (int, float)) for name, value in scores.items()
-    )
-    known = {*_RESERVED, *_TEXT_COLUMNS, "classes", "flags", "seed"} | ({"scores"} if as_column else set())
+    as_column: list[tuple[str, float]] = []
+    known = {*_RESERVED, *_TEXT_COLUMNS, "classes", "flags", "seed"}
+    if isinstance(scores, dict) and all(isinstance(value, (int, float)) for value in scores.values()):
+        as_column = sorted((str(name), float(value)) for name, value in scores.items())
+        known.add("scores")
     extra = {name: value for name, value in meta.items() if name not in known}
     return {
         "key": sample.key,
@@ -149,7 +173,7 @@ def index_row(sample: Sample, offset: int, size: int, digest: str) -> dict[str, 
         "classes": list(meta.get("classes", [])),
         "seed": meta.get("seed", 0),
         "flags": list(meta.get("flags", [])),
-        "scores": sorted((name, float(value)) for name, value in scores.items()) if as_column else [],
+        "scores": as_column,
         "extra": json.dumps(extra, sort_keys=True, ensure_ascii=False, allow_nan=False),
     }
 
@@ -165,7 +189,9 @@ def member(name: str, data: bytes) -> bytes:
         DataError: GF-DATA-141, over 32 MiB.
     """
     if len(data) > MAX_MEMBER_BYTES:
-        raise DataError("GF-DATA-141", f"{name} has {len(data)} bytes; at most {MAX_MEMBER_BYTES} fit a shard member")
+        raise DataError(
+            "GF-DATA-141", f"{name} has {len(data)} bytes; at most {MAX_MEMBER_BYTES} fit a shard member"
+        )
     info = tarfile.TarInfo(name)
     info.size = len(data)
     info.mode = 0o644
@@ -231,7 +257,9 @@ def parse_sample(data: bytes, key: str, path: Path) -> Sample:
     if count:
         stacked = png.decode_exact(parts.get(".maps.png", b""), f"{where}.maps.png")
         if stacked.dtype != np.uint8 or stacked.shape != (count * height, width):
-            raise corrupt(path, f"sample {key!r}: maps of shape {stacked.shape} instead of {count} x {height} x {width}")
+            raise corrupt(
+                path, f"sample {key!r}: maps of shape {stacked.shape} instead of {count} x {height} x {width}"
+            )
         maps = stacked.reshape(count, height, width).astype(np.uint8, copy=False)
     sample = Sample(key, image.astype(np.uint8, copy=False), mask.astype(np.uint8, copy=False), maps, meta)
     try:
@@ -255,9 +283,17 @@ def read_record(directory: Path, spec: ShardSpec) -> dict[str, Any]:
         record = atomic.read_json(path, "commit record", max_bytes=2**20)
     except DataError as error:
         raise corrupt(path, error.message) from error
-    good = isinstance(record, dict) and record.get("schema") == RECORD_SCHEMA and all(
-        isinstance(record.get(name), str) and _SHA256.match(record[name]) for name in ("tar_sha256", "index_sha256")
-    ) and all(type(record.get(name)) is int for name in ("index", "start", "count", "tar_bytes", "index_bytes"))
+    good = (
+        isinstance(record, dict)
+        and record.get("schema") == RECORD_SCHEMA
+        and all(
+            isinstance(record.get(name), str) and _SHA256.match(record[name])
+            for name in ("tar_sha256", "index_sha256")
+        )
+        and all(
+            type(record.get(name)) is int for name in ("index", "start", "count", "tar_bytes", "index_bytes")
+        )
+    )
     if not good:
         raise corrupt(path, "the commit record is damaged")
     if (record["index"], record["start"], record["count"]) != (spec.index, spec.start, spec.count):

@@ -1,9 +1,10 @@
-"""Writing shards with the commit protocol: what has a commit record is complete, everything else does not exist.
+"""Writing shards with the commit protocol: what has a commit record is complete, everything else does not
+exist.
 
-Steps, each a named fault point: plan, open_temp, write_member, close_tar, write_index, fsync_files, rename_tar,
-rename_index, fsync_dir, write_record_temp, rename_record (the commit), fsync_dir2, report. The bytes are a pure
-function of the samples, so doing a shard twice gives the same files, and a different file under a final name is a
-conflict that is reported and never overwritten.
+Steps, each a named fault point: plan, open_temp, write_member, close_tar, write_index, fsync_files,
+rename_tar, rename_index, fsync_dir, write_record_temp, rename_record (the commit), fsync_dir2, report. The
+bytes are a pure function of the samples, so doing a shard twice gives the same files, and a different file
+under a final name is a conflict that is reported and never overwritten.
 """
 
 from __future__ import annotations
@@ -83,17 +84,18 @@ def write_shard(
     Args:
         directory: output folder, which exists.
         spec: the shard's place in the plan.
-        samples: exactly ``spec.count`` samples in plan order; taken one by one, so a generator needs no more memory
-            than one sample.
-        extra: further JSON-able facts for the commit record, such as the effective micro-batch. They must be a pure
-            function of the plan and the configuration (no times, no host), or redoing the shard is a conflict.
+        samples: exactly ``spec.count`` samples in plan order; taken one by one, so a generator needs no more
+            memory than one sample.
+        extra: further JSON-able facts for the commit record, such as the effective micro-batch. They must be
+            a pure function of the plan and the configuration (no times, no host), or redoing the shard is a
+            conflict.
 
     Returns:
         The commit record.
 
     Raises:
-        DataError: GF-DATA-141 a malformed sample or a wrong number of them, GF-DATA-101 another file holds a final
-            name, GF-DATA-102 a value is not JSON.
+        DataError: GF-DATA-141 a malformed sample or a wrong number of them, GF-DATA-101 another file holds a
+            final name, GF-DATA-102 a value is not JSON.
         EnvironmentProblem: disk full, permission, or another I/O error. Nothing is committed then.
     """
     folder = Path(directory)
@@ -145,13 +147,17 @@ def _storage(folder: Path, spec: ShardSpec) -> contextlib.AbstractContextManager
     return atomic.storage_errors(folder / f"{spec.stem}.tar", "write the shard")
 
 
-def _write_tar(folder: Path, spec: ShardSpec, tar: _TempFile, samples: Iterable[Sample]) -> list[dict[str, Any]]:
+def _write_tar(
+    folder: Path, spec: ShardSpec, tar: _TempFile, samples: Iterable[Sample]
+) -> list[dict[str, Any]]:
     """Write all members and the end of the archive; returns the index rows."""
     rows: list[dict[str, Any]] = []
     keys: set[str] = set()
     for sample in samples:
         if len(rows) == spec.count:
-            raise DataError("GF-DATA-141", f"{spec.stem}: more than the planned {spec.count} samples were given")
+            raise DataError(
+                "GF-DATA-141", f"{spec.stem}: more than the planned {spec.count} samples were given"
+            )
         members = encode_sample(sample)
         if sample.key in keys:
             raise DataError("GF-DATA-141", f"{spec.stem}: key {sample.key!r} is given twice")
@@ -165,7 +171,9 @@ def _write_tar(folder: Path, spec: ShardSpec, tar: _TempFile, samples: Iterable[
                 digest.update(data)
         rows.append(index_row(sample, begin, tar.size - begin, digest.hexdigest()))
     if len(rows) != spec.count:
-        raise DataError("GF-DATA-141", f"{spec.stem}: {len(rows)} samples were given, {spec.count} are planned")
+        raise DataError(
+            "GF-DATA-141", f"{spec.stem}: {len(rows)} samples were given, {spec.count} are planned"
+        )
     with _storage(folder, spec):
         fault_point("close_tar")
         tar.write(_END_OF_TAR)
@@ -202,5 +210,6 @@ def completed(directory: str | os.PathLike[str], plan: ShardPlan) -> set[int]:
 
 
 def clean_temps(directory: str | os.PathLike[str], min_age_s: float = 3600.0) -> list[Path]:
-    """Remove temporary files that a killed writer left behind; see :func:`glass_fast.data.atomic.clean_temps`."""
+    """Remove temporary files that a killed writer left behind; see
+    :func:`glass_fast.data.atomic.clean_temps`."""
     return atomic.clean_temps(directory, min_age_s) if Path(directory).is_dir() else []

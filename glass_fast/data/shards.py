@@ -1,4 +1,5 @@
-"""Reading shards: a folder of WebDataset tars with parquet indices and commit records as one indexable data set.
+"""Reading shards: a folder of WebDataset tars with parquet indices and commit records as one indexable data
+set.
 
 Writing is in :mod:`glass_fast.data.shard_writer`, the layout in :mod:`glass_fast.data.shard_format`; both are
 re-exported here.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ class _Shard:
         limit = self.record["tar_bytes"]
         for offset, size in zip(self.offsets, self.sizes, strict=True):
             if offset < 0 or size < 1 or offset + size > limit:
-                raise corrupt(self.tar, f"its index points outside the file ({offset} + {size} of {limit} bytes)")
+                raise corrupt(
+                    self.tar, f"its index points outside the file ({offset} + {size} of {limit} bytes)"
+                )
 
     def read(self, row: int, descriptor: int) -> Sample:
         offset, size = self.offsets[row], self.sizes[row]
@@ -71,11 +74,11 @@ class _Shard:
         return parse_sample(data, self.keys[row], self.tar)
 
 
-class ShardDataset(Sequence[Sample]):
+class ShardDataset:
     """Random access to the samples of a finished (or partly finished) folder of shards.
 
-    Every sample is checked against its hash before it is decoded. The object can be sent to worker processes; each
-    process opens the tars for itself.
+    Every sample is checked against its hash before it is decoded. The object can be sent to worker processes;
+    each process opens the tars for itself.
 
     Attributes:
         directory: the folder.
@@ -84,7 +87,9 @@ class ShardDataset(Sequence[Sample]):
         complete: whether every shard of the plan is there.
     """
 
-    def __init__(self, directory: Path, shards: list[_Shard], manifest: dict[str, Any], complete: bool) -> None:
+    def __init__(
+        self, directory: Path, shards: list[_Shard], manifest: dict[str, Any], complete: bool
+    ) -> None:
         self.directory = directory
         self.manifest = manifest
         self.labels: tuple[str, ...] = tuple(manifest["labels"])
@@ -106,7 +111,7 @@ class ShardDataset(Sequence[Sample]):
         number = bisect.bisect_right(self._stops, position)
         return number, position - (self._stops[number - 1] if number else 0)
 
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Sample:
         """The sample at ``index``, verified.
 
         Raises:
@@ -170,7 +175,10 @@ class ShardDataset(Sequence[Sample]):
         """
         problems = []
         for shard in self._shards:
-            for path, wanted in ((shard.tar, "tar_sha256"), (shard.tar.with_suffix(".parquet"), "index_sha256")):
+            for path, wanted in (
+                (shard.tar, "tar_sha256"),
+                (shard.tar.with_suffix(".parquet"), "index_sha256"),
+            ):
                 try:
                     found = atomic.sha256_file(path)
                 except OSError as error:
@@ -207,8 +215,8 @@ def _read_index(path: Path, spec: ShardSpec, record: dict[str, Any]) -> Any:
 def open_shards(directory: str | os.PathLike[str], partial: bool = False) -> ShardDataset:
     """Open a folder written by ``glass-fast synthesize``.
 
-    Only committed shards are looked at: commit records, file sizes and the indices' hashes are checked here, each
-    sample's hash when it is read.
+    Only committed shards are looked at: commit records, file sizes and the indices' hashes are checked here,
+    each sample's hash when it is read.
 
     Args:
         directory: folder with ``manifest.json``.

@@ -1,7 +1,8 @@
 """Readers of annotated data sets: COCO instances, PASCAL VOC segmentation, rendered PartWorld folders.
 
-All give :class:`Record`; which order overlapping objects are drawn in, and what crowds and void pixels count as, is the
-evaluation protocol's decision, so a record carries what every protocol needs (method notes 7.2 and 7.3).
+All give :class:`Record`; which order overlapping objects are drawn in, and what crowds and void pixels count
+as, is the evaluation protocol's decision, so a record carries what every protocol needs (method notes 7.2 and
+7.3).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ def open_dataset(config: DatasetConfig) -> Dataset:
     """Open a data set; pictures and masks are read when a record is asked for.
 
     Args:
-        config: kind (``coco``, ``voc`` or ``partworld``), root folder, split and optional limit. Records are sorted by
-            id, and ``limit`` takes the first ones.
+        config: kind (``coco``, ``voc`` or ``partworld``), root folder, split and optional limit. Records are
+            sorted by id, and ``limit`` takes the first ones.
 
     Raises:
         ConfigError: GF-CONFIG-130, an unknown kind.

@@ -1,4 +1,5 @@
-"""COCO instances: official layout, polygons (also in several parts), compressed and plain RLE, crowds, overlaps."""
+"""COCO instances: official layout, polygons (also in several parts), compressed and plain RLE, crowds,
+overlaps."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from glass_fast.errors import DataError
 _LAYOUT = "expected the official layout: annotations/instances_val2017.json beside val2017/*.jpg"
 
 
-def open_coco(root: str | Path, split: str = "val", *, name: str = "coco", limit: int | None = None) -> Dataset:
+def open_coco(
+    root: str | Path, split: str = "val", *, name: str = "coco", limit: int | None = None
+) -> Dataset:
     """Open COCO or any data set in its instances format.
 
     Args:
@@ -56,22 +59,41 @@ def open_coco(root: str | Path, split: str = "val", *, name: str = "coco", limit
         entry = images[number]
         size = _size(entry, path)
         file_name = entry.get("file_name")
-        if not isinstance(file_name, str) or not file_name or Path(file_name).is_absolute() or ".." in Path(file_name).parts:
+        if (
+            not isinstance(file_name, str)
+            or not file_name
+            or Path(file_name).is_absolute()
+            or ".." in Path(file_name).parts
+        ):
             raise _damaged(path, f"image {key}: file_name = {file_name!r}")
         image = read_picture(pictures / file_name)
         if image.shape[:2] != size:
-            raise _damaged(path, f"image {key} is said to be {size[0]} x {size[1]}, {file_name} is {image.shape[:2]}")
+            raise _damaged(
+                path, f"image {key} is said to be {size[0]} x {size[1]}, {file_name} is {image.shape[:2]}"
+            )
         annotations = [_annotation(item, size, labels, path) for item in by_image[number]]
         instances, classes, ignore, overlap, crowd = draw(annotations, size)
         return Record(
-            key, image, instances, classes, ignore, overlap, crowd, None, annotations, labels, captions.get(number, ())
+            key,
+            image,
+            instances,
+            classes,
+            ignore,
+            overlap,
+            crowd,
+            None,
+            annotations,
+            labels,
+            captions.get(number, ()),
         )
 
     return Dataset(name, labels, ids, read, note=f"{split}, {len(ids)} pictures")
 
 
 def _damaged(path: Path, problem: str) -> DataError:
-    return DataError("GF-DATA-172", f"{path}: {problem}", "the annotations are damaged; restore the official file")
+    return DataError(
+        "GF-DATA-172", f"{path}: {problem}", "the annotations are damaged; restore the official file"
+    )
 
 
 def _items(content: Any, key: str, path: Path) -> list[dict[str, Any]]:

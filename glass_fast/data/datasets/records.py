@@ -47,9 +47,10 @@ class Record:
     Attributes:
         id: the data set's own id of the picture.
         image: uint8 ``(height, width, 3)``, in the stored orientation.
-        instances: int32 ``(height, width)``: 0 background, ``k`` the object ``annotations[k - 1]``. Objects are drawn in
-            file order, so a later one hides an earlier one; crowds are not drawn.
-        classes: int32 ``(height, width)``: 0 background, else the 1-based label id of the object in ``instances``.
+        instances: int32 ``(height, width)``: 0 background, ``k`` the object ``annotations[k - 1]``. Objects
+            are drawn in file order, so a later one hides an earlier one; crowds are not drawn.
+        classes: int32 ``(height, width)``: 0 background, else the 1-based label id of the object in
+            ``instances``.
         ignore: pixels that must not count (VOC void, COCO objects marked ``ignore``).
         overlap: pixels of two or more drawn objects.
         crowd: pixels of a crowd region.
@@ -116,7 +117,8 @@ def read_label_map(path: Path, size: tuple[int, int]) -> NDArray[np.int32]:
     """Values of a single-channel or palette PNG as int32 ``(height, width)``.
 
     Raises:
-        DataError: GF-DATA-170 missing or unreadable, GF-DATA-171 another size than the picture or colour channels.
+        DataError: GF-DATA-170 missing or unreadable, GF-DATA-171 another size than the picture or colour
+            channels.
     """
     try:
         data = path.read_bytes()
@@ -124,10 +126,13 @@ def read_label_map(path: Path, size: tuple[int, int]) -> NDArray[np.int32]:
         raise missing(path, "label map", error.strerror or "check the path") from error
     values = png.decode_exact(data, str(path), max_pixels=MAX_PIXELS)
     if values.ndim != 2:
-        raise DataError("GF-DATA-171", f"{path} is a colour picture; expected a palette or grey PNG with label ids")
+        raise DataError(
+            "GF-DATA-171", f"{path} is a colour picture; expected a palette or grey PNG with label ids"
+        )
     if values.shape != size:
         raise DataError(
-            "GF-DATA-171", f"{path} has {values.shape[0]} x {values.shape[1]} pixels; its picture has {size[0]} x {size[1]}"
+            "GF-DATA-171",
+            f"{path} has {values.shape[0]} x {values.shape[1]} pixels; its picture has {size[0]} x {size[1]}",
         )
     return values.astype(np.int32)
 
@@ -138,7 +143,8 @@ def draw(
     """Draw objects in order, the last one on top.
 
     Returns:
-        ``instances``, ``classes`` (int32), ``ignore``, ``overlap`` and ``crowd`` (bool), as in :class:`Record`.
+        ``instances``, ``classes`` (int32), ``ignore``, ``overlap`` and ``crowd`` (bool), as in
+        :class:`Record`.
     """
     instances = np.zeros(size, np.int32)
     classes = np.zeros(size, np.int32)

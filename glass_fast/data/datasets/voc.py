@@ -9,12 +9,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from glass_fast.data.datasets.records import Annotation, Dataset, Record, missing, read_label_map, read_picture
+from glass_fast.data.datasets.records import (
+    Annotation,
+    Dataset,
+    Record,
+    missing,
+    read_label_map,
+    read_picture,
+)
 from glass_fast.data.label_sets import label_set
 from glass_fast.errors import DataError
 
 VOID = 255
-_LAYOUT = "expected the official layout: VOCdevkit/VOC2012/{ImageSets/Segmentation,JPEGImages,SegmentationClass,SegmentationObject}"
+_LAYOUT = (
+    "expected the official layout: VOCdevkit/VOC2012 with ImageSets/Segmentation, JPEGImages, "
+    "SegmentationClass and SegmentationObject"
+)
 _ID = re.compile(r"[0-9A-Za-z_.-]{1,64}\Z")
 
 
@@ -41,7 +51,9 @@ def open_voc(root: str | Path, split: str = "val", *, name: str = "voc", limit: 
     keys = [line.strip() for line in lines if line.strip()]
     for key in keys:
         if not _ID.match(key):
-            raise DataError("GF-DATA-173", f"{path}: {key[:80]!r} is not a picture id", "restore the official file")
+            raise DataError(
+                "GF-DATA-173", f"{path}: {key[:80]!r} is not a picture id", "restore the official file"
+            )
     ids = sorted(set(keys))[:limit]
     labels = label_set("voc")
 
@@ -54,10 +66,14 @@ def open_voc(root: str | Path, split: str = "val", *, name: str = "voc", limit: 
         void = (objects == VOID) | (class_map == VOID)
         wrong = class_map[(class_map > len(labels)) & ~void]
         if wrong.size:
-            raise DataError("GF-DATA-173", f"{key}: class {int(wrong[0])} in SegmentationClass; expected 0..20 or 255")
+            raise DataError(
+                "GF-DATA-173", f"{key}: class {int(wrong[0])} in SegmentationClass; expected 0..20 or 255"
+            )
         annotations, instances, classes = _objects(objects, class_map, void, path_objects)
         nothing = np.zeros(size, bool)
-        return Record(key, image, instances, classes, void, nothing, nothing.copy(), None, annotations, labels)
+        return Record(
+            key, image, instances, classes, void, nothing, nothing.copy(), None, annotations, labels
+        )
 
     return Dataset(name, labels, ids, read, note=f"VOC {split}, {len(ids)} pictures")
 
@@ -82,7 +98,9 @@ def _objects(
         category = int(votes[1:].argmax()) + 1
         if votes[category] == 0:
             raise DataError("GF-DATA-173", f"{path}: object {number} lies on background in SegmentationClass")
-        annotations.append(Annotation(category, functools.partial(_same, objects, int(number), void), id=int(number)))
+        annotations.append(
+            Annotation(category, functools.partial(_same, objects, int(number), void), id=int(number))
+        )
         instances[mask] = len(annotations)
         classes[mask] = category
     return annotations, instances, classes
