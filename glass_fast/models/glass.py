@@ -169,7 +169,7 @@ class Glass(nn.Module):
         }
 
     def save_pretrained(self, path: str | os.PathLike[str], run: dict[str, Any] | None = None) -> Path:
-        """Write the model folder; it appears whole or not at all.
+        """Write the model folder; it appears whole or not at all (``config.json`` comes last).
 
         Files: ``config.json``, ``model.safetensors`` (``slot_attention.*``, ``decoder.*``),
         ``preprocess.json``, ``label_map.json``, ``README.md`` and, for a trained model, ``run.json``. The
@@ -187,7 +187,7 @@ class Glass(nn.Module):
             tensors |= {f"decoder.{k}": v for k, v in self.decoder.state_dict().items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         final = Path(path)
-        with atomic_folder(final) as folder:
+        with atomic_folder(final, merge_last="config.json") as folder:
             save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
             atomic.write_json(folder / "config.json", config)
             atomic.write_json(folder / "preprocess.json", self.encoder.describe())

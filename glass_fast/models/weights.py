@@ -30,23 +30,17 @@ def folder_checksum(path: str | Path) -> str:
     computes.
 
     Counts JSON, safetensors and tokenizer files; in a diffusers folder only the five parts that are loaded,
-    so an extra variant file beside them does not change it. Cards, licences, hidden files and ``run.json`` do
-    not count.
+    so a safety checker or a single-file variant beside them does not change it; otherwise sub-folders do not
+    count. Cards, licences, hidden files and ``run.json`` do not count.
     """
     root = Path(path)
     if root.is_file():
         return _sha256(root)
-    roots = (
-        [root / part for part in GENERATOR_PARTS if (root / part).is_dir()]
-        if (root / "unet").is_dir()
-        else [root]
-    )
-    files = [
-        f
-        for r in roots
-        for f in r.rglob("*")
-        if f.suffix in _HASHED_SUFFIXES and f.name not in _UNHASHED_NAMES
-    ]
+    if (root / "unet").is_dir():
+        candidates = [file for part in GENERATOR_PARTS for file in (root / part).rglob("*")]
+    else:
+        candidates = list(root.glob("*"))
+    files = [f for f in candidates if f.suffix in _HASHED_SUFFIXES and f.name not in _UNHASHED_NAMES]
     named = sorted((f.relative_to(root).as_posix(), f) for f in files if f.is_file())
     digest = hashlib.sha256()
     for name, file in named:
