@@ -36,7 +36,7 @@ class CaptionsConfig(_Section):
 
     source: Literal["captioner", "provided", "labels", "list"] = "captioner"
     """captioner: caption ``images``; provided: read ``file``; labels: ground-truth classes in ``file``
-    (COCO instances JSON); list: the names in ``classes``."""
+    (COCO instances JSON, or a folder of class masks); list: the names in ``classes``."""
     vocabulary: str = "partworld"
     """Name of a built-in label set (partworld, voc, coco) or a text file with one class name a line."""
     images: str | None = None
@@ -44,12 +44,21 @@ class CaptionsConfig(_Section):
     file: str | None = None
     """COCO captions or instances JSON, text file (a caption a line), or parquet with a ``caption`` column."""
     classes: tuple[str, ...] = ()
+    """Entries of source list: a class name, or several joined by ``+`` for one prompt ("dog + cat")."""
+    combine: PositiveInt = 1
+    """Source list: also every combination of up to this many of the single names."""
     limit: PositiveInt | None = None
+    """At most so many prompts (source captioner: images)."""
     batch_size: PositiveInt = 16
     max_new_tokens: PositiveInt = 30
     num_beams: PositiveInt = 1
     max_classes: PositiveInt = 6
     """Classes kept per prompt, in the order of the caption."""
+    keep_without_classes: bool = False
+    """Keep captions that name no class of the vocabulary (their masks would be all background)."""
+    max_pixels: PositiveInt = 64_000_000
+    """Larger images are quarantined before they are decoded."""
+    max_bytes: PositiveInt = 64 * 2**20
 
 
 class CaptureConfig(_Section):
@@ -145,6 +154,8 @@ class TrainingConfig(_Section):
     """Width of the projected slots (context of the diffusion decoder)."""
     decoder_hidden: PositiveInt = 2048
     decoder_layers: PositiveInt = 3
+    reconstruction_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the patches, drawn anew each step, that the decoder reconstructs; 1 is the paper, less is faster."""
     lambda_semantic: Annotated[float, Field(ge=0)] = 0.7
     lambda_instance: Annotated[float, Field(ge=0)] = 0.9
     bce_reduction: Literal["plain", "balanced"] = "plain"

@@ -1,13 +1,14 @@
 """Prompt text and the token columns of its class names.
 
-A cross-attention map has one column per text token, so a class has as many columns as the tokenizer cuts its name
-into: CLIP cuts "aeroplane" into two and writes "hot dog" as two words. Dataset Diffusion assumed one token a word
-and a hand-made list of compounds (method notes 2.3); here the columns come from the tokenizer's own character
-offsets, and the pieces are decoded again and compared with the name before anyone reads a map through them.
+A cross-attention map has one column per text token, so a class has as many columns as the tokenizer cuts
+its name into: CLIP cuts "aeroplane" into two and writes "hot dog" as two words. Dataset Diffusion assumed
+one token a word and a hand-made list of compounds (method notes 2.3); here the columns come from the tokenizer's own
+character offsets, and the pieces are decoded again and compared with the name before anyone reads a map
+through them.
 
 Formats (Dataset Diffusion, method notes 1.1 row 3): the prompt is ``caption; c1 c2 ...``, the class prompt
-``c1 c2 ...``. A prompt too long for the text encoder is written ``c1 c2 ...; caption`` by :func:`fit_prompt`, so
-that the cut falls into the caption and not into a class.
+``c1 c2 ...``. A prompt too long for the text encoder is written ``c1 c2 ...; caption`` by
+:func:`fit_prompt`, so that the cut falls into the caption and not into a class.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def join_classes(classes: Sequence[str]) -> str:
 
 
 def join_prompt(caption: str, classes: Sequence[str]) -> str:
-    """The prompt ``caption; c1 c2 ...``; without a caption or without classes there is nothing to separate."""
+    """The prompt ``caption; c1 c2 ...``; without a caption or classes there is nothing to separate."""
     return SEPARATOR.join(part for part in (caption, join_classes(classes)) if part)
 
 
@@ -37,8 +38,8 @@ def token_limit(tokenizer: Any, max_length: int | None = None) -> int:
     """Tokens of an encoded text, special tokens included.
 
     Args:
-        tokenizer: a transformers tokenizer. One saved without a limit reports an astronomically large one; then
-            CLIP's 77 hold.
+        tokenizer: a transformers tokenizer. One saved without a limit reports an astronomically large one;
+            then CLIP's 77 hold.
         max_length: overrides the tokenizer's own limit.
     """
     limit = int(max_length if max_length is not None else tokenizer.model_max_length)
@@ -48,7 +49,8 @@ def token_limit(tokenizer: Any, max_length: int | None = None) -> int:
 def token_offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
     """Character interval ``[start, end)`` of every token of ``text``, special tokens as empty intervals.
 
-    The text is encoded without truncation, start and end tokens included, so the list index is the token column.
+    The text is encoded without truncation, start and end tokens included, so the list index is the token
+    column.
 
     Raises:
         DataError: GF-DATA-061, the tokenizer gives no offsets and does not cut texts at spaces either.
@@ -62,7 +64,7 @@ def token_offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
 
 
 def _word_offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
-    """Offsets by words for a tokenizer without them: each word is encoded alone, and the whole is compared."""
+    """Offsets by words for a tokenizer without them: words are encoded alone and compared with the whole."""
     whole = list(tokenizer(text, truncation=False, padding=False)["input_ids"])
     pieces: list[int] = []
     offsets: list[tuple[int, int]] = []
@@ -79,7 +81,8 @@ def _word_offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
             return [(0, 0)] * before + offsets + [(0, 0)] * after
     raise DataError(
         "GF-DATA-061",
-        f"tokenizer {type(tokenizer).__name__} gives no character offsets and encodes {text!r} differently from its words",
+        f"tokenizer {type(tokenizer).__name__} gives no character offsets and encodes {text!r} "
+        "differently from its words",
         "use the fast (tokenizers-backed) tokenizer of the model, e.g. transformers.CLIPTokenizer",
     )
 
@@ -117,7 +120,9 @@ def _first_cut(spans: Sequence[Sequence[int]], limit: int) -> int | None:
 
     The last position goes to the end token, so the columns that survive are below ``limit - 1``.
     """
-    return next((index for index, span in enumerate(spans) if any(column >= limit - 1 for column in span)), None)
+    return next(
+        (index for index, span in enumerate(spans) if any(column >= limit - 1 for column in span)), None
+    )
 
 
 def class_spans(
@@ -127,17 +132,18 @@ def class_spans(
 
     Args:
         tokenizer: the text encoder's tokenizer.
-        text: ``c1 c2``, ``caption; c1 c2`` (the list after the last separator is meant, even if the caption names
-            a class too) or ``c1 c2; caption``.
+        text: ``c1 c2``, ``caption; c1 c2`` (the list after the last separator is meant, even if the
+            caption names a class too) or ``c1 c2; caption``.
         classes: the names in the order of the list.
-        max_length: tokens that the text encoder takes, start and end token included; default the tokenizer's own.
+        max_length: tokens that the text encoder takes, start and end token included; default the
+            tokenizer's own.
 
     Returns:
         For each class its columns in rising order, counted with the start token as column 0.
 
     Raises:
-        DataError: GF-DATA-060, the list is not in the text; GF-DATA-062, a class is cut off by the length limit;
-            GF-DATA-063, the tokens do not spell the name (a vocabulary that cannot write it).
+        DataError: GF-DATA-060, the list is not in the text; GF-DATA-062, a class is cut off by the length
+            limit; GF-DATA-063, the tokens do not spell the name (a vocabulary that cannot write it).
     """
     if not classes:
         return []
@@ -157,14 +163,17 @@ def class_spans(
         cut = classes[_first_cut(candidates[0], limit) or 0]
         raise DataError(
             "GF-DATA-062",
-            f"class {cut!r} lies beyond the {limit} tokens of the text encoder (the prompt has {len(offsets)}): {text!r}",
-            "shorten the caption, keep fewer classes, or let glass_fast.data.spans.fit_prompt move the classes forward",
+            f"class {cut!r} lies beyond the {limit} tokens of the text encoder "
+            f"(the prompt has {len(offsets)}): {text!r}",
+            "shorten the caption, keep fewer classes, or write the prompt with fit_prompt",
         )
     _check_spelling(tokenizer, text, classes, spans)
     return spans
 
 
-def _check_spelling(tokenizer: Any, text: str, classes: Sequence[str], spans: Sequence[Sequence[int]]) -> None:
+def _check_spelling(
+    tokenizer: Any, text: str, classes: Sequence[str], spans: Sequence[Sequence[int]]
+) -> None:
     """Decode the columns of each class and compare with its name."""
     ids = tokenizer(text, truncation=False, padding=False)["input_ids"]
     for name, span in zip(classes, spans, strict=True):
@@ -173,7 +182,7 @@ def _check_spelling(tokenizer: Any, text: str, classes: Sequence[str], spans: Se
             raise DataError(
                 "GF-DATA-063",
                 f"class {name!r} is read from the tokens {written!r}, which do not spell it",
-                "the tokenizer's vocabulary does not cover this name; rename the class or use the model's own tokenizer",
+                "the tokenizer's vocabulary does not cover this name; rename the class",
             )
 
 
@@ -187,11 +196,12 @@ def fit_prompt(tokenizer: Any, caption: str, classes: Sequence[str], *, max_leng
         max_length: as in :func:`class_spans`.
 
     Returns:
-        ``caption; c1 c2`` when all classes survive truncation, else ``c1 c2; caption`` (the caption is then cut).
+        ``caption; c1 c2`` when all classes survive truncation, else ``c1 c2; caption`` (the caption is
+        then cut).
 
     Raises:
-        DataError: GF-DATA-062, the class names alone are longer than the text encoder takes; the first one that is
-            cut off is named.
+        DataError: GF-DATA-062, the class names alone are longer than the text encoder takes; the first one
+            that is cut off is named.
     """
     prompt = join_prompt(caption, classes)
     if not classes or not caption:

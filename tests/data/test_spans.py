@@ -13,40 +13,55 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glass_fast.data.spans import class_spans, fit_prompt, join_classes, join_prompt, token_limit, token_offsets
+from glass_fast.data.spans import (
+    class_spans,
+    fit_prompt,
+    join_classes,
+    join_prompt,
+    token_limit,
+    token_offsets,
+)
 from glass_fast.errors import DataError
 
-VOC = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant "
-    "sheep sofa train tvmonitor"
-).split()
-COCO = (
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
-    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
-    "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,"
-    "wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,"
-    "chair,couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,"
-    "toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
-).split(",")
+VOC_TEXT = """
+aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant
+sheep sofa train tvmonitor
+"""
+VOC = VOC_TEXT.split()
+COCO_TEXT = """
+    person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop
+    sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack,
+    umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball
+    glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana,
+    apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed,
+    dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink,
+    refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush
+"""
+COCO = [name.strip() for name in COCO_TEXT.split(",")]
 NAMES = sorted(set(VOC) | set(COCO))
 SPACED = [*NAMES, "tv monitor", "TV monitor"]
-"""The label set writes VOC's two-word names with a space; upper case must not matter to a lower-casing tokenizer."""
+"""The label set writes VOC's two-word names with a space; upper case must not matter to a lower-casing
+tokenizer."""
 
 
 def byte_characters() -> list[str]:
-    """CLIP's 256 printable stand-ins for bytes, in vocabulary order (printable Latin-1 first, the rest after it)."""
+    """CLIP's 256 printable stand-ins for bytes, in vocabulary order (printable Latin-1 first, the rest
+    after it)."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     rest = [byte for byte in range(256) if byte not in plain]
     return [chr(byte) for byte in plain] + [chr(256 + index) for index in range(len(rest))]
 
 
 def write_vocabulary(folder: Path, merges: list[str]) -> None:
-    """vocab.json and merges.txt as CLIP builds them: characters, characters ending a word, merges, two specials."""
+    """vocab.json and merges.txt as CLIP builds them: characters, characters ending a word, merges, two
+    specials."""
     characters = byte_characters()
     entries = [*characters, *(c + "</w>" for c in characters), *(m.replace(" ", "") for m in merges)]
     entries += ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({entry: index for index, entry in enumerate(entries)}), "utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({entry: index for index, entry in enumerate(entries)}), "utf-8"
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", "utf-8")
 
 
@@ -102,11 +117,15 @@ def test_name_alone(clip: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", SPACED)
 def test_name_third_after_multi_token_names(clip: Any, name: str) -> None:
-    """Third after "teddy bear" (two words) and "aeroplane" (one word, two tokens); again with a caption in front."""
+    """Third after "teddy bear" (two words) and "aeroplane" (one word, two tokens); again with a caption in
+    front."""
     classes = ["teddy bear", "aeroplane", name]
     lengths = [len(alone(clip, each)) for each in classes]
     caption = f"a {name} on a hot dog, next to an aeroplane"
-    for text, first in ((join_classes(classes), 1), (join_prompt(caption, classes), 1 + len(alone(clip, caption + ";")))):
+    for text, first in (
+        (join_classes(classes), 1),
+        (join_prompt(caption, classes), 1 + len(alone(clip, caption + ";"))),
+    ):
         encoded = clip(text)["input_ids"]
         spans = class_spans(clip, text, classes)
         expected, column = [], first
@@ -141,7 +160,8 @@ def test_missing_list_is_refused(clip: Any) -> None:
 
 
 def test_truncation_names_the_class(clip: Any) -> None:
-    """77 positions: start, 75 tokens, end. 36 x "very dog" is 72 tokens, the separator 1; two names fit, a third not."""
+    """77 positions: start, 75 tokens, end. 36 x "very dog" is 72 tokens, the separator 1; two names fit, a
+    third not."""
     caption = " ".join(["very dog"] * 36)
     assert class_spans(clip, join_prompt(caption, ["cat", "cow"]), ["cat", "cow"]) == [[74], [75]]
     with pytest.raises(DataError, match="class 'sheep' lies beyond the 77 tokens") as info:
@@ -150,7 +170,8 @@ def test_truncation_names_the_class(clip: Any) -> None:
 
 
 def test_half_cut_class_is_cut(clip: Any) -> None:
-    """Only the second token of "aeroplane" lies beyond the limit: still an error, its map would be of "aerop"."""
+    """Only the second token of "aeroplane" lies beyond the limit: still an error, its map would be of
+    "aerop"."""
     caption = " ".join(["very"] * 73)
     text = join_prompt(caption, ["aeroplane"])
     assert len(clip(text)["input_ids"]) == 78
@@ -223,7 +244,7 @@ def test_wrong_offsets_are_noticed(clip: Any) -> None:
         def __call__(self, text: str, **options: Any) -> Any:
             encoded = self.inner(text, **options)
             if "offset_mapping" in encoded:
-                encoded["offset_mapping"] = encoded["offset_mapping"][1:] + [(0, 0)]
+                encoded["offset_mapping"] = [*encoded["offset_mapping"][1:], (0, 0)]
             return encoded
 
         def get_special_tokens_mask(self, ids: list[int], **options: Any) -> list[int]:
@@ -240,7 +261,8 @@ def test_wrong_offsets_are_noticed(clip: Any) -> None:
     classes=st.lists(st.sampled_from(SPACED), min_size=1, max_size=5),
 )
 def test_any_caption(clip: Any, caption: str, classes: list[str]) -> None:
-    """Whatever the caption holds (also text that looks like special tokens), the columns spell the classes."""
+    """Whatever the caption holds (also text that looks like special tokens), the columns spell the
+    classes."""
     text = fit_prompt(clip, caption, classes)
     spans = class_spans(clip, text, classes)
     ids = clip(text, truncation=True, max_length=77)["input_ids"]
@@ -250,5 +272,7 @@ def test_any_caption(clip: Any, caption: str, classes: list[str]) -> None:
 
 
 def test_import_needs_no_torch() -> None:
-    code = "import sys, glass_fast.data.spans; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        "import sys, glass_fast.data.spans; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
