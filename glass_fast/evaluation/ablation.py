@@ -3,7 +3,7 @@
 Schema of ``ablation.json`` (all metrics and gains are fractions; None where a value is missing):
 
 * ``schema`` (1), ``kind`` ("ablation"), ``dataset`` (from the evaluations), ``protocol`` (the protocol of the
-  gains), ``protocol_label``, ``reference`` (arm that gains refer to), ``candidate`` (arm that they are stated for);
+  gains), ``protocol_label``, ``reference`` (arm gains refer to), ``candidate`` (arm they are stated for);
 * ``arms``: arm -> ``{"seeds": [...], "metrics": {metric: {"mean", "std", "values"}},
   "relative": {metric: gain of the mean over the reference's mean}, "protocols": {name: {metric: {...}}}}``.
   ``metrics`` belong to ``protocol``; ``std`` is the sample deviation over seeds (None for one seed);
@@ -13,8 +13,8 @@ Schema of ``ablation.json`` (all metrics and gains are fractions; None where a v
 * ``relative_gain_per_seed``: the three gains seed by seed, for seeds that both arms have;
 * ``fg_ari``: ``{"reference", "candidate", "difference", "relative"}``.
 
-``relative_gain`` alone proves nothing: a guidance that puts every object into one slot and the background into
-another raises it. Judge by ``relative_gain_foreground`` and ``fg_ari``.
+``relative_gain`` alone proves nothing: a guidance that puts every object into one slot and the background
+into another raises it. Judge by ``relative_gain_foreground`` and ``fg_ari``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def _protocols_of(result: Mapping[str, Any], protocol: str) -> dict[str, dict[st
     """Metrics per protocol of an evaluation record, or of a bare metric dict (taken as ``protocol``)."""
     if "protocols" in result:
         return {name: dict(part["metrics"]) for name, part in result["protocols"].items()}
-    return {protocol: {name: value for name, value in result.items() if name != "seed"}}
+    return {
+        protocol: {name: value for name, value in result.items() if name not in ("seed", "training_seed")}
+    }
 
 
 def _statistics(runs: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
@@ -82,7 +84,7 @@ def ablation_table(
         protocol: protocol of the gains.
 
     Raises:
-        DataError: an arm has no result, a result lacks ``protocol``, or arms were scored on different data sets.
+        DataError: an arm has no result, a result lacks ``protocol``, or data sets differ.
     """
     arms: dict[str, dict[str, Any]] = {}
     datasets: list[dict[str, Any]] = []
@@ -93,7 +95,8 @@ def ablation_table(
         per_run = [_protocols_of(run, protocol) for run in runs]
         if any(protocol not in run for run in per_run):
             raise DataError(
-                "GF-EVAL-030", f"a result of arm {arm!r} lacks protocol {protocol!r}",
+                "GF-EVAL-030",
+                f"a result of arm {arm!r} lacks protocol {protocol!r}",
                 "evaluate all arms under the same protocols",
             )
         datasets += [dict(run["dataset"]) for run in runs if run.get("dataset")]
@@ -101,19 +104,21 @@ def ablation_table(
         names = dict.fromkeys(name for run in per_run for name in run)
         table = {name: _statistics([run[name] for run in per_run if name in run]) for name in names}
         arms[arm] = {
-            "seeds": [run.get("training_seed", run.get("seed")) for run in runs],
+            "seeds": [run["training_seed"] if "training_seed" in run else run.get("seed") for run in runs],
             "metrics": table[protocol],
             "protocols": table,
         }
     if any(dataset != datasets[0] for dataset in datasets):
         raise DataError(
-            "GF-EVAL-031", "the arms were evaluated on different data sets", "compare results of one data set only"
+            "GF-EVAL-031",
+            "the arms were evaluated on different data sets",
+            "compare results of one data set only",
         )
     base = arms.get(reference, {"metrics": {}})["metrics"]
-    for arm in arms.values():
-        arm["relative"] = {
-            metric: relative_gain(entry["mean"], base.get(metric, {}).get("mean"))
-            for metric, entry in arm["metrics"].items()
+    for entry in arms.values():
+        entry["relative"] = {
+            metric: relative_gain(values["mean"], base.get(metric, {}).get("mean"))
+            for metric, values in entry["metrics"].items()
         }
     gains = arms.get(candidate, {"relative": {}})["relative"] if reference in arms else {}
     return {
@@ -133,25 +138,27 @@ def ablation_table(
 
 
 def _per_seed(reference: dict[str, Any] | None, candidate: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Gains of the runs that share a seed; nothing when a seed is unknown or not unique."""
     if reference is None or candidate is None:
+        return []
+    if len(set(reference["seeds"])) != len(reference["seeds"]):
         return []
     rows = []
     for index, seed in enumerate(candidate["seeds"]):
         if seed is None or seed not in reference["seeds"]:
             continue
         other = reference["seeds"].index(seed)
-
-        def gain(metric: str, index: int = index, other: int = other) -> float | None:
-            pair = [
-                arm["metrics"].get(metric, {"values": {}})["values"] for arm in (candidate, reference)
-            ]
-            return relative_gain(pair[0][index], pair[1][other]) if all(pair) else None
-
-        rows.append({"seed": seed, **{key: gain(key) for key in _GAIN_COLUMNS}})
+        row: dict[str, Any] = {"seed": seed}
+        for metric in _GAIN_COLUMNS:
+            new, old = (arm["metrics"].get(metric) for arm in (candidate, reference))
+            row[metric] = relative_gain(new["values"][index], old["values"][other]) if new and old else None
+        rows.append(row)
     return rows
 
 
-def _rand_index(reference: dict[str, Any] | None, candidate: dict[str, Any] | None) -> dict[str, float | None]:
+def _rand_index(
+    reference: dict[str, Any] | None, candidate: dict[str, Any] | None
+) -> dict[str, float | None]:
     old, new = (
         arm["metrics"].get("fg_ari", {}).get("mean") if arm else None for arm in (reference, candidate)
     )
@@ -164,7 +171,7 @@ def _rand_index(reference: dict[str, Any] | None, candidate: dict[str, Any] | No
 
 
 def render_ablation(table: Mapping[str, Any], columns: Mapping[str, str] = TABLE_COLUMNS) -> str:
-    """Plain text for the terminal: percent with deviation over seeds, and gains over the reference in brackets.
+    """Plain text for the terminal: percent, deviation over seeds, gains over the reference.
 
     Args:
         table: result of :func:`ablation_table`.
@@ -182,14 +189,16 @@ def render_ablation(table: Mapping[str, Any], columns: Mapping[str, str] = TABLE
 
     def line(cells: Sequence[str]) -> str:
         first = cells[0].ljust(widths[0])
-        return "  ".join([first, *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))])
+        rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return "  ".join([first, *rest])
 
     lines = [line(header), line(["-" * width for width in widths]), *(line(row) for row in rows), ""]
     foreground = table["relative_gain_foreground"]
     lines += [
-        f"{table['candidate']} over {table['reference']}: mIoU_i {_percent(table['relative_gain'])} as the protocol "
-        f"counts it, {_percent(foreground['miou_i'])} without background; mBO_i without background "
-        f"{_percent(foreground['mbo_i'])}; FG-ARI {_points(table['fg_ari']['difference'])}",
+        f"{table['candidate']} over {table['reference']}: mIoU_i {_percent(table['relative_gain'])} "
+        f"as the protocol counts it, {_percent(foreground['miou_i'])} without background; "
+        f"mBO_i without background {_percent(foreground['mbo_i'])}; "
+        f"FG-ARI {_points(table['fg_ari']['difference'])}",
         f"in percent, +- deviation over seeds, [gain over {table['reference']}]; fg = background excluded",
     ]
     if table["protocol_label"]:

@@ -29,9 +29,9 @@ def kmeans_start(features: torch.Tensor, clusters: int, seeds: Sequence[int]) ->
         ``(batch, clusters, dim)``, each centre a copy of a token.
     """
     batch, tokens, _ = features.shape
-    draws = torch.stack(
-        [torch.rand(clusters, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
-    ).to(features.device)
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    draws = torch.stack([torch.rand(clusters, generator=g, dtype=torch.float64) for g in streams])
+    draws = draws.to(features.device)
     rows = torch.arange(batch, device=features.device)
     index = (draws[:, 0] * tokens).long().clamp(max=tokens - 1)
     centres = [features[rows, index]]
@@ -62,7 +62,8 @@ def kmeans(
         max_iterations: upper bound of rounds.
 
     Returns:
-        int64 labels ``(batch, tokens)``, centres ``(batch, clusters, dim)``, sum of squared distances ``(batch,)``.
+        int64 labels ``(batch, tokens)``, centres ``(batch, clusters, dim)``, sum of squared distances
+        ``(batch,)``.
     """
     clusters = centres.shape[1]
     # k-means does not change under translation, and small norms keep the expanded distance accurate
@@ -234,7 +235,8 @@ def build_baseline(name: str, encoder: Any, training: TrainingConfig, seed: int 
     }
     if name not in builders:
         raise ConfigError(
-            "GF-EVAL-003", f"baseline {name!r} is unknown; expected one of {', '.join(builders)}",
+            "GF-EVAL-003",
+            f"baseline {name!r} is unknown; expected one of {', '.join(builders)}",
             "set evaluation.baselines",
         )
     return builders[name]()

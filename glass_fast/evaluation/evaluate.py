@@ -56,6 +56,7 @@ def evaluate(
     class_names: Sequence[str] | None = None,
     dataset_info: dict[str, Any] | None = None,
     name: str | None = None,
+    training_seed: int | None = None,
     progress: Progress | None = None,
     stop: StopToken | None = None,
 ) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def evaluate(
     ``batch_size``, order or ``limit`` (up to rounding of batched matrix products).
 
     Args:
-        model: a :class:`glass_fast.models.glass.Glass` or a predictor (:mod:`glass_fast.evaluation.predictors`).
+        model: a :class:`glass_fast.models.glass.Glass` or a predictor (:mod:`.predictors`).
         dataset: records as :func:`glass_fast.data.datasets.open_dataset` gives them.
         protocols: names or :class:`~glass_fast.metrics.protocols.Protocol` objects.
         batch_size: pictures per forward pass.
@@ -74,13 +75,15 @@ def evaluate(
         class_names: for the per-class table; default: ``dataset.labels.names`` or ``dataset.labels``.
         dataset_info: recorded beside the numbers (name, kind, split, subset, ...).
         name: name of the model in the result; default: the predictor's own.
+        training_seed: seed the model was trained with, recorded so that ablations can pair runs.
         progress: told about every batch.
         stop: looked at between batches.
 
     Returns:
-        JSON-able dict: ``schema``, ``kind`` = "evaluation", ``model``, ``dataset``, ``seed``, ``counts``
-        (images, objects, failures), ``failures`` (id, code, reason; at most 50 are listed), and ``protocols``:
-        name -> :meth:`glass_fast.evaluation.scores.ProtocolScores.result`.
+        JSON-able dict: ``schema``, ``kind`` = "evaluation", ``model``, ``dataset``, ``seed``,
+        ``training_seed``, ``counts``
+        (images, objects, failures), ``failures`` (id, code, reason; at most 50 are listed), and
+        ``protocols``: name -> :meth:`glass_fast.evaluation.scores.ProtocolScores.result`.
 
     Raises:
         ConfigError: no or unknown protocol, or a model that cannot be evaluated.
@@ -122,8 +125,10 @@ def evaluate(
         "schema": SCHEMA,
         "kind": "evaluation",
         "model": {"name": name or predictor.name, "num_slots": predictor.num_slots, **predictor.describe()},
-        "dataset": dict(dataset_info or {}),
+        "dataset": {"name": getattr(dataset, "name", ""), "note": getattr(dataset, "note", "")}
+        | dict(dataset_info or {}),
         "seed": seed,
+        "training_seed": training_seed,
         "counts": {"images": first.images, "objects": first.objects, "failures": len(failures)},
         "failures": failures[:LISTED_FAILURES],
         "protocols": {rule_name: score.result() for rule_name, score in scores.items()},
@@ -168,7 +173,8 @@ def _score(
     if not bool(finite.all()):
         bad = str(batch[int((~finite).nonzero()[0, 0])][0].id)
         raise NumericsError(
-            "GF-NUM-030", f"{predictor.name} gave masks that are not finite for image {bad!r}",
+            "GF-NUM-030",
+            f"{predictor.name} gave masks that are not finite for image {bad!r}",
             "the weights are damaged or the model diverged in training",
         )
     labels: dict[int, NDArray[np.uint8]] = {}

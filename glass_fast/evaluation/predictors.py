@@ -25,7 +25,7 @@ class Predictor(Protocol):
     num_slots: int
 
     def masks(self, images: Sequence[NDArray[np.uint8]], seeds: Sequence[int]) -> torch.Tensor:
-        """Soft masks float ``(batch, slots, rows, columns)`` of the centre square (shorter side) of each picture.
+        """Soft masks float ``(batch, slots, rows, columns)`` of the centre square of each picture.
 
         Args:
             images: uint8 ``(height, width, 3)`` of any sizes.
@@ -78,12 +78,14 @@ def as_predictor(model: Any, name: str | None = None) -> Predictor:
     Raises:
         ConfigError: neither.
     """
-    if hasattr(model, "encoder") and hasattr(model, "slot_attention") and not isinstance(model, SlotPredictor):
+    parts = hasattr(model, "encoder") and hasattr(model, "slot_attention")
+    if parts and not isinstance(model, SlotPredictor):
         record = {"type": "slot attention", **(model.describe() if hasattr(model, "describe") else {})}
         return SlotPredictor(model.encoder, model.slot_attention, name or "glass", record)
     if isinstance(model, Predictor):
         return model
     raise ConfigError(
         "GF-EVAL-002",
-        f"cannot evaluate a {type(model).__name__}; expected a Glass model or an object with masks(images, seeds)",
+        f"cannot evaluate a {type(model).__name__}",
+        "expected a Glass model or an object with name, num_slots, masks(images, seeds) and describe()",
     )

@@ -156,8 +156,9 @@ class ProtocolScores:
         """JSON-able result; metrics are fractions, None where no image counts.
 
         ``per_object`` holds means over all objects of the data set (not per image first); ``per_class`` holds
-        for each class the number of objects and of images that show it, its best overlaps averaged over these
-        objects (``mbo_i``, ``object_recovery``) and over these images (``mbo_c``). Both exclude the background.
+        for each class the number of objects and of images that show it, its best overlaps averaged over
+        these objects (``mbo_i``, ``object_recovery``) and over these images (``mbo_c``). Both exclude the
+        background.
         """
         return {
             "label": self.protocol.label(),

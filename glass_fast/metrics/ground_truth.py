@@ -76,7 +76,8 @@ def _paint(
     cover = np.zeros(shape, dtype=np.int32)
     categories = np.zeros(len(annotations) + 1, dtype=np.int32)
     for number, annotation in enumerate(annotations, start=1):
-        if annotation.crowd and protocol.crowd == "background":
+        # the GLASS script skips crowd and `ignore` annotations alike, SPOT's looks at neither flag
+        if protocol.crowd == "background" and (annotation.crowd or getattr(annotation, "ignore", False)):
             continue
         mask = np.asarray(annotation.mask, dtype=bool)
         if mask.shape != shape:
@@ -104,41 +105,47 @@ def _compact(labels: NDArray[np.int32], renumber: bool) -> tuple[NDArray[np.int3
     return np.searchsorted(present, labels).astype(np.int32), present.astype(np.int32)
 
 
+def _ready_maps(
+    record: Any, shape: tuple[int, int]
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_], NDArray[np.int32]]:
+    """The record's own label maps (last annotation on top, crowds not drawn), void pixels cleared."""
+    instances = np.array(record.instances, dtype=np.int32)
+    classes = np.array(record.classes, dtype=np.int32)
+    if instances.shape != shape or classes.shape != shape:
+        raise DataError(
+            "GF-EVAL-012",
+            f"record {record.id!r}: label maps have shapes {instances.shape} and {classes.shape}, "
+            f"its picture has {shape}",
+        )
+    void = _flag(record, "ignore", shape)
+    instances[void] = 0
+    classes[void] = 0
+    return instances, classes, _flag(record, "overlap", shape), _classes_of(instances, classes)
+
+
 def build_ground_truth(record: Any, protocol: Protocol) -> GroundTruth:
     """Label maps of a data-set record under ``protocol``.
 
     Args:
-        record: a record of :mod:`glass_fast.data.datasets`: ``image`` ``(height, width, 3)`` and either
-            ``annotations`` (objects with ``category``, ``mask``, ``crowd``, in file order) or, when there are
-            none, the ready label maps ``instances``, ``classes``, ``ignore``, ``overlap``, ``crowd``.
+        record: :class:`glass_fast.data.datasets.Record`. Its ready label maps follow the rules "last
+            annotation on top, crowds not drawn"; other rules are painted anew from its annotations. A
+            record without annotations is taken by its label maps.
         protocol: the rules.
 
     Raises:
-        DataError: a mask has another size than the picture, or an instance has no class.
+        DataError: a mask has another size than the picture.
     """
     shape = (int(record.image.shape[0]), int(record.image.shape[1]))
-    annotations = getattr(record, "annotations", None)
-    if annotations:
-        instances, classes, overlap, categories = _paint(annotations, shape, protocol)
-        ignored = overlap if protocol.overlaps == "ignored" else np.zeros(shape, dtype=bool)
+    ready = protocol.overwrite == "last" and protocol.crowd == "background"
+    if ready or not record.annotations:
+        instances, classes, overlap, categories = _ready_maps(record, shape)
     else:
-        instances = np.array(record.instances, dtype=np.int32)
-        classes = np.array(record.classes, dtype=np.int32)
-        if instances.shape != shape or classes.shape != shape:
-            raise DataError(
-                "GF-EVAL-012",
-                f"record {record.id!r}: label maps have shapes {instances.shape} and {classes.shape}, "
-                f"its picture has {shape}",
-            )
-        void = _flag(record, "ignore", shape)
-        crowd = _flag(record, "crowd", shape)
-        ignored = _flag(record, "overlap", shape) if protocol.overlaps == "ignored" else np.zeros(shape, bool)
-        cleared = void | crowd if protocol.crowd == "background" else void
-        instances[cleared] = 0
-        classes[cleared] = 0
-        if protocol.void == "ignored":
-            ignored = ignored | void
-        categories = _classes_of(instances, classes)
+        instances, classes, overlap, categories = _paint(record.annotations, shape, protocol)
+    ignored = np.zeros(shape, dtype=bool)
+    if protocol.overlaps == "ignored":
+        ignored |= overlap
+    if protocol.void == "ignored":
+        ignored |= _flag(record, "ignore", shape)
     rows, columns = crop_indices(shape[0], shape[1], protocol)
     pick = np.ix_(rows, columns)
     instance_map, instance_ids = _compact(instances[pick], protocol.renumber)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields, replace
-from types import SimpleNamespace
+from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from glass_fast.data.datasets.records import Annotation, Record, draw
+from glass_fast.data.label_sets import label_set
 from glass_fast.errors import ConfigError, DataError
 from glass_fast.metrics.ground_truth import build_ground_truth, crop_indices, resize_indices
 from glass_fast.metrics.protocols import Protocol, get_protocol, protocol_names
@@ -19,28 +21,27 @@ from glass_fast.models.loading import ensure_torchvision
 GLASS, SPOT = get_protocol("glass"), get_protocol("spot")
 
 
-@dataclass
-class FakeRecord:
-    image: np.ndarray
-    annotations: list[SimpleNamespace] = field(default_factory=list)
-    instances: np.ndarray | None = None
-    classes: np.ndarray | None = None
-    ignore: np.ndarray | None = None
-    overlap: np.ndarray | None = None
-    crowd: np.ndarray | None = None
-    id: str = "fake"
-
-
 def rectangle(shape: tuple[int, int], top: int, left: int, bottom: int, right: int) -> np.ndarray:
     mask = np.zeros(shape, dtype=bool)
     mask[top:bottom, left:right] = True
     return mask
 
 
-def annotated(shape: tuple[int, int], *items: tuple[int, np.ndarray, bool]) -> FakeRecord:
-    return FakeRecord(
-        image=np.zeros((*shape, 3), dtype=np.uint8),
-        annotations=[SimpleNamespace(category=c, mask=m, crowd=crowd) for c, m, crowd in items],
+def annotated(shape: tuple[int, int], *items: tuple[int, np.ndarray, bool]) -> Record:
+    """A record as the readers make it from (category, mask, crowd) in file order."""
+    annotations = [Annotation(category, partial(np.copy, mask), crowd) for category, mask, crowd in items]
+    instances, classes, ignore, overlap, crowd = draw(annotations, shape)
+    return Record(
+        "fake",
+        np.zeros((*shape, 3), np.uint8),
+        instances,
+        classes,
+        ignore,
+        overlap,
+        crowd,
+        None,
+        annotations,
+        label_set("coco"),
     )
 
 
@@ -65,8 +66,10 @@ def test_fields_are_json_and_the_label_tells_the_protocols_apart() -> None:
         assert set(json.loads(json.dumps(protocol.fields()))) == {f.name for f in fields(Protocol)}
     assert "256 px" in GLASS.label() and "background counted" in GLASS.label()
     assert "320 px" in SPOT.label() and "background excluded" in SPOT.label() and "first wins" in SPOT.label()
-    assert "background counted in mIoU," in replace(GLASS, background_mbo=False, background_recovery=False,
-                                                    background_corloc=False).label()
+    assert (
+        "background counted in mIoU,"
+        in replace(GLASS, background_mbo=False, background_recovery=False, background_corloc=False).label()
+    )
 
 
 def test_overlap_order_and_crowd_differ_between_the_protocols() -> None:
@@ -118,9 +121,8 @@ def test_label_maps_without_annotations_use_void_and_overlap() -> None:
     instances[:4] = 2
     void = np.zeros((8, 8), dtype=bool)
     void[3] = True
-    record = FakeRecord(
-        np.zeros((8, 8, 3), np.uint8), instances=instances, classes=instances * 6, ignore=void, overlap=void
-    )
+    record = annotated((8, 8))
+    record.instances, record.classes, record.ignore, record.overlap = instances, instances * 6, void, void
     truth = build_ground_truth(record, small("glass"))
     assert (truth.instances == 1).sum() == 24 and truth.valid.all()
     assert list(truth.instance_classes) == [0, 12] and list(truth.class_labels) == [0, 12]
@@ -130,8 +132,26 @@ def test_label_maps_without_annotations_use_void_and_overlap() -> None:
 
 
 def test_mask_of_another_size_is_refused() -> None:
+    record = annotated((8, 8), (1, np.ones((8, 8), bool), False))
+    record.annotations = [Annotation(1, partial(np.ones, (8, 9), bool))]
     with pytest.raises(DataError, match="annotation 1"):
-        build_ground_truth(annotated((8, 8), (1, np.ones((8, 9), bool), False)), GLASS)
+        build_ground_truth(record, SPOT)
+    record.instances = np.zeros((9, 8), np.int32)
+    with pytest.raises(DataError, match="'fake'"):
+        build_ground_truth(record, GLASS)
+
+
+def test_crowd_over_an_object_hides_it_only_where_the_protocol_lets_it() -> None:
+    shape = (8, 8)
+    record = annotated(
+        shape, (5, rectangle(shape, 0, 0, 8, 8), True), (7, rectangle(shape, 0, 0, 2, 8), False)
+    )
+    kept = build_ground_truth(record, small("glass"))
+    assert (kept.instances == 1).sum() == 16 and list(kept.instance_classes) == [0, 7]
+    painted = build_ground_truth(record, small("glass", overwrite="first"))
+    assert (painted.instances == kept.instances).all(), "painting and ready maps agree where rules coincide"
+    first = build_ground_truth(record, small("spot"))
+    assert (first.instances == 1).all() and not first.valid[:2].any() and first.valid[2:].all()
 
 
 def test_nearest_rules_equal_torch_and_pillow() -> None:
