@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glass_fast import kernels
+from glass_fast.kernels.mask_labels import mask_labels
+from glass_fast.kernels.propagation import propagation
 from glass_fast.config.schema import MasksConfig
 from glass_fast.errors import DataError
 from glass_fast.synthesis.capture import AttentionMaps
@@ -45,7 +46,7 @@ def class_maps(maps: AttentionMaps, tau: int) -> Tensor:
     if maps.self_ is None:
         raise ValueError(f"tau={tau} needs self maps; they were not captured")
     columns = cross.flatten(2).transpose(1, 2).contiguous()
-    refined = kernels.propagation(maps.self_, columns, tau)
+    refined = propagation(maps.self_, columns, tau)
     return refined.transpose(1, 2).reshape(batch, classes, height, width)
 
 
@@ -118,4 +119,4 @@ def mask_from_maps(
         return np.zeros(size, np.uint8)
     soft = tensor.to(torch.float32).div_(255.0).unsqueeze(0)
     labels = torch.tensor([list(label_ids)], dtype=torch.uint8)
-    return kernels.mask_labels(soft, labels, size, threshold, uncertain_threshold)[0].numpy()
+    return mask_labels(soft, labels, size, threshold, uncertain_threshold)[0].numpy()
