@@ -131,9 +131,11 @@ class CMakeBuild(build_ext):
                 fresh.replace(source / built.name)
 
     def _cmake(self, target: Path) -> None:
-        # Isolated builds bring another torch each time: a stale CMake cache must not survive that.
+        # CMake's cache remembers compiler and torch; an isolated build brings another torch each time.
         torch = find_spec("torch")
-        stamp = hashlib.sha256(f"{sys.executable}|{torch.origin if torch else ''}".encode()).hexdigest()[:12]
+        stamp = hashlib.sha256(
+            f"{sys.executable}|{torch.origin if torch else ''}|{compiler()}".encode()
+        ).hexdigest()[:12]
         build = Path(self.build_temp).resolve() / f"cmake-{stamp}"
         build.mkdir(parents=True, exist_ok=True)
         arguments = [

@@ -48,6 +48,8 @@ def _explain(part: str, error: BaseException | None) -> str:
     info = build_info()
     if not info.get("native"):
         return f"not built: {info.get('reason', 'unknown reason')}"
+    if error is not None and error.__cause__ is not None:
+        error = RuntimeError(f"{error} ({error.__cause__})")  # the loader's own words are in the cause
     built = f"torch {info.get('torch') or '-'}, Python {info.get('python') or '-'} ({info.get('platform')})"
     return f"{part} could not be loaded: {error}; built for {built}, {_here()}"
 

@@ -1,4 +1,4 @@
-"""Fixtures and settings that every test relies on: offline, one thread, no GPU unless the test asks for it."""
+"""Fixtures and settings that every test relies on: offline, one thread, same random state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# No deadline: other work on the machine must not decide a property test. Derandomised: a red CI can be repeated.
+# No deadline: other work on the machine must not decide a property test. Derandomised: red can be repeated.
 settings.register_profile(
     "glass", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )

@@ -29,16 +29,13 @@ class Assignment {
   double* cost() { return cost_.data(); }
   int64_t row_of_column(int64_t column) const { return row_of_[static_cast<size_t>(column) + 1]; }
 
-  // False when sums of the costs overflowed, so that no finite path exists.
-  bool solve() {
-    for (int64_t row = 0; row < rows_; ++row)
-      if (!insert(row)) return false;
-    return true;
+  void solve() {
+    for (int64_t row = 0; row < rows_; ++row) insert(row);
   }
 
  private:
   // Adds one row to the matching along the path of least reduced cost (Dijkstra with prices).
-  bool insert(int64_t start) {
+  void insert(int64_t start) {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
     std::fill(distance_.begin(), distance_.end(), kInfinity);
     std::fill(settled_.begin(), settled_.end(), char{0});
@@ -50,7 +47,7 @@ class Assignment {
       const double* line = cost_.data() + row * columns_ - 1;
       const double price = row_price_[row];
       double least = kInfinity;
-      int64_t next = -1;
+      int64_t next = 0;  // always replaced: costs are finite and a free column remains
       for (int64_t c = 1; c <= columns_; ++c) {
         if (settled_[c]) continue;
         const double reduced = line[c] - price - column_price_[c];
@@ -63,7 +60,6 @@ class Assignment {
           next = c;
         }
       }
-      if (next < 0) return false;
       for (int64_t c = 0; c <= columns_; ++c) {
         if (settled_[c]) {
           row_price_[row_of_[c]] += least;
@@ -79,7 +75,6 @@ class Assignment {
       row_of_[column] = row_of_[before];
       column = before;
     }
-    return true;
   }
 
   int64_t rows_ = 0;
@@ -93,6 +88,9 @@ class Assignment {
   std::vector<char> settled_;
 };
 
+// Prices are sums of at most rows + columns costs, so below this no price can overflow.
+constexpr double kLargest = 1e300;
+
 template <typename Float>
 Result check(const Float* cost, const int64_t* counts, int64_t batch, int64_t slots, int64_t segments) {
   if (batch < 0 || slots < 0 || segments < 0) return {Status::kBadShape};
@@ -101,8 +99,10 @@ Result check(const Float* cost, const int64_t* counts, int64_t batch, int64_t sl
     if (count < 0 || count > segments) return {Status::kBadCount, b};
     for (int64_t s = 0; s < slots; ++s) {
       const Float* line = cost + (b * slots + s) * segments;
-      for (int64_t k = 0; k < count; ++k)
+      for (int64_t k = 0; k < count; ++k) {
         if (!std::isfinite(line[k])) return {Status::kNonFinite, b, s, k};
+        if (std::abs(static_cast<double>(line[k])) > kLargest) return {Status::kOverflow, b, s, k};
+      }
     }
   }
   return {};
@@ -110,9 +110,9 @@ Result check(const Float* cost, const int64_t* counts, int64_t batch, int64_t sl
 
 // Solves one problem; `match` holds -1 on entry.
 template <typename Float>
-bool solve_one(Assignment& assignment, const Float* cost, int64_t slots, int64_t segments, int64_t count,
+void solve_one(Assignment& assignment, const Float* cost, int64_t slots, int64_t segments, int64_t count,
                int64_t* match) {
-  if (slots == 0 || count == 0) return true;
+  if (slots == 0 || count == 0) return;
   const bool segments_are_rows = count <= slots;
   assignment.resize(std::min(count, slots), std::max(count, slots));
   double* matrix = assignment.cost();
@@ -123,14 +123,13 @@ bool solve_one(Assignment& assignment, const Float* cost, int64_t slots, int64_t
     for (int64_t s = 0; s < slots; ++s)
       for (int64_t k = 0; k < count; ++k) *matrix++ = static_cast<double>(cost[s * segments + k]);
   }
-  if (!assignment.solve()) return false;
+  assignment.solve();
   if (segments_are_rows) {
     for (int64_t s = 0; s < slots; ++s)
       if (const int64_t k = assignment.row_of_column(s); k >= 0) match[k] = s;
   } else {
     for (int64_t k = 0; k < count; ++k) match[k] = assignment.row_of_column(k);
   }
-  return true;
 }
 
 }  // namespace
@@ -146,20 +145,14 @@ Result matching(const Float* cost, const int64_t* counts, int64_t batch, int64_t
   // Starting threads costs a few microseconds, about what this many inner steps take.
   const int64_t steps = batch * std::min(slots, segments) * std::min(slots, segments) * std::max(slots, segments);
   const int workers = steps < 50'000 ? 1 : std::max(1, threads);
-  int64_t failed = batch;  // lowest problem that overflowed: independent of the order of the threads
-#pragma omp parallel num_threads(workers) reduction(min : failed)
+#pragma omp parallel num_threads(workers)
   {
     Assignment assignment;
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < batch; ++b) {
       const int64_t count = counts ? counts[b] : segments;
-      if (!solve_one(assignment, cost + b * slots * segments, slots, segments, count, match + b * segments))
-        failed = std::min(failed, b);
+      solve_one(assignment, cost + b * slots * segments, slots, segments, count, match + b * segments);
     }
-  }
-  if (failed < batch) {
-    std::fill(match, match + batch * segments, int64_t{-1});
-    return {Status::kOverflow, failed};
   }
   return {};
 }

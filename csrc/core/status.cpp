@@ -11,7 +11,7 @@ const char* text(Status status) {
     case Status::kNonFinite:
       return "[GF-NUM-920] a value is NaN or infinite; expected finite values";
     case Status::kOverflow:
-      return "[GF-NUM-921] sums of the values leave the range of float64; expected magnitudes below 1e300";
+      return "[GF-NUM-921] a value exceeds 1e300 in magnitude, so that sums could overflow float64";
     case Status::kBadCount:
       return "[GF-DATA-920] a count lies outside the number of segments";
     case Status::kBadLabel:

@@ -8,7 +8,7 @@ namespace glass_fast {
 enum class Status : int {
   kOk = 0,
   kNonFinite = 1,  // a value is NaN or infinite
-  kOverflow = 2,   // finite values whose sums leave the range of double
+  kOverflow = 2,   // a finite value so large that sums could leave the range of double
   kBadCount = 3,   // a count lies outside [0, segments]
   kBadLabel = 4,   // a label is 255, which is reserved for uncertain pixels
   kBadShape = 5,   // a size is negative, or zero where at least one is needed

@@ -1,6 +1,7 @@
 // numpy view of the core for callers that have no torch; also what the native unit tests drive.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <optional>
 #include <stdexcept>

@@ -183,7 +183,7 @@ def choices() -> dict[str, str]:
 
 
 def forget() -> None:
-    """Drop remembered probes and choices, so that the next call looks again (after the environment changed)."""
+    """Drop remembered probes and choices, so that the next call looks again."""
     for remembered in (_missing, _choose, _load):
         remembered.cache_clear()
     _CHOICES.clear()

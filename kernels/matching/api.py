@@ -31,7 +31,7 @@ def matching(
 
     Raises:
         DataError: GF-DATA-920, a count is outside ``[0, segments]``; GF-DATA-922, wrong shape or dtype.
-        NumericsError: GF-NUM-920, a valid cost is NaN or infinite; GF-NUM-921, sums overflow float64.
+        NumericsError: GF-NUM-920, a valid cost is NaN or infinite; GF-NUM-921, one exceeds 1e300.
 
     Example:
         >>> matching(torch.tensor([[[0.9, 0.1], [0.2, 0.8]]]))

@@ -29,6 +29,13 @@ def matching_reference(cost: torch.Tensor, counts: torch.Tensor | None) -> torch
                 f"matching: the cost of problem {b}, slot {slot}, segment {segment} is"
                 f" {valid[slot, segment]}; expected a finite value",
             )
+        if valid.size and np.abs(valid).max() > 1e300:
+            slot, segment = np.argwhere(np.abs(valid) > 1e300)[0]
+            raise NumericsError(
+                "GF-NUM-921",
+                f"matching: the cost of problem {b}, slot {slot}, segment {segment} is"
+                f" {valid[slot, segment]}; expected at most 1e300 in magnitude, so that sums cannot overflow float64",
+            )
         slots_of_pairs, segments_of_pairs = linear_sum_assignment(valid)
         match[b, segments_of_pairs] = slots_of_pairs
     return torch.from_numpy(match).to(cost.device)

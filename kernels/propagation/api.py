@@ -42,8 +42,8 @@ def propagation(
         raise DataError(
             "GF-DATA-922",
             f"propagation: self_map is {self_map.dtype} {tuple(self_map.shape)} on {self_map.device} and"
-            f" class_maps is {class_maps.dtype} {tuple(class_maps.shape)} on {class_maps.device}; expected floating"
-            " point (batch, tokens, tokens) and (batch, tokens, classes) on one device",
+            f" class_maps is {class_maps.dtype} {tuple(class_maps.shape)} on {class_maps.device}; expected"
+            " floating point (batch, tokens, tokens) and (batch, tokens, classes) on one device",
         )
     if tau < 0:
         raise ConfigError("GF-CONFIG-924", f"propagation: tau is {tau}; expected 0 or more", "set masks.tau")
