@@ -55,6 +55,7 @@ def evaluate(
     limit: int | None = None,
     class_names: Sequence[str] | None = None,
     dataset_info: dict[str, Any] | None = None,
+    model_info: dict[str, Any] | None = None,
     name: str | None = None,
     training_seed: int | None = None,
     progress: Progress | None = None,
@@ -74,6 +75,7 @@ def evaluate(
         limit: only the first so many records.
         class_names: for the per-class table; default: ``dataset.labels.names`` or ``dataset.labels``.
         dataset_info: recorded beside the numbers (name, kind, split, subset, ...).
+        model_info: recorded with the model (reference, checksum of its folder, ...).
         name: name of the model in the result; default: the predictor's own.
         training_seed: seed the model was trained with, recorded so that ablations can pair runs.
         progress: told about every batch.
@@ -124,7 +126,9 @@ def evaluate(
     return {
         "schema": SCHEMA,
         "kind": "evaluation",
-        "model": {"name": name or predictor.name, "num_slots": predictor.num_slots, **predictor.describe()},
+        "model": {"name": name or predictor.name, "num_slots": predictor.num_slots}
+        | predictor.describe()
+        | dict(model_info or {}),
         "dataset": {"name": getattr(dataset, "name", ""), "note": getattr(dataset, "note", "")}
         | dict(dataset_info or {}),
         "seed": seed,

@@ -80,8 +80,11 @@ def as_predictor(model: Any, name: str | None = None) -> Predictor:
     """
     parts = hasattr(model, "encoder") and hasattr(model, "slot_attention")
     if parts and not isinstance(model, SlotPredictor):
-        record = {"type": "slot attention", **(model.describe() if hasattr(model, "describe") else {})}
-        return SlotPredictor(model.encoder, model.slot_attention, name or "glass", record)
+        config = model.config_dict() if hasattr(model, "config_dict") else {}
+        record = {key: config[key] for key in ("encoder", "slot_attention") if key in config}
+        return SlotPredictor(
+            model.encoder, model.slot_attention, name or "glass", {"type": "glass", **record}
+        )
     if isinstance(model, Predictor):
         return model
     raise ConfigError(

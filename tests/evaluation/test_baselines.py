@@ -142,8 +142,10 @@ def test_unknown_baseline_and_wrapped_model() -> None:
         build_baseline("kmean", FakeEncoder(), TRAINING)
     inner = build_baseline("random_slots", FakeEncoder(), TRAINING)
     model = SimpleNamespace(
-        encoder=inner.encoder, slot_attention=inner.slot_attention, describe=lambda: {"checksum": "c"}
+        encoder=inner.encoder,
+        slot_attention=inner.slot_attention,
+        config_dict=lambda: {"encoder": {"checksum": "c"}, "grid": [6, 6]},
     )
     wrapped = as_predictor(model, "mine")
-    assert wrapped.name == "mine" and wrapped.describe() == {"type": "slot attention", "checksum": "c"}
+    assert wrapped.name == "mine" and wrapped.describe() == {"type": "glass", "encoder": {"checksum": "c"}}
     assert torch.equal(wrapped.masks(pictures(2), [0, 1]), inner.masks(pictures(2), [0, 1]))

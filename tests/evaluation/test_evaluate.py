@@ -84,13 +84,14 @@ def test_result_is_json_with_the_fields_beside_the_numbers() -> None:
         BOTH,
         seed=5,
         dataset_info={"kind": "toy"},
+        model_info={"checksum": "c0ffee"},
         name="mine",
         training_seed=2,
     )
     again = json.loads(json.dumps(result, allow_nan=False))
     assert again == result
     assert (result["kind"], result["seed"], result["training_seed"]) == ("evaluation", 5, 2)
-    assert result["model"] == {"name": "mine", "num_slots": 4, "type": "fake"}
+    assert result["model"] == {"name": "mine", "num_slots": 4, "type": "fake", "checksum": "c0ffee"}
     assert result["dataset"] == {"name": "toy", "note": "toy set", "kind": "toy"}
     assert result["protocols"]["glass"]["fields"]["resolution"] == 256
     assert "320 px" in result["protocols"]["spot"]["label"]
@@ -185,7 +186,7 @@ def test_real_photos(real_data: Path, kind: str) -> None:
 
 
 def test_coco_ground_truth_equals_pycocotools_painting(real_data: Path) -> None:
-    """Both protocols' label maps, painted here from pycocotools masks (resolution = shorter side: no resize)."""
+    """Both protocols' label maps against painting pycocotools masks (resolution = shorter side: no resize)."""
     coco_module = pytest.importorskip("pycocotools.coco", reason="needs the eval extra")
     with contextlib.redirect_stdout(io.StringIO()):
         coco = coco_module.COCO(str(real_data / "coco" / "annotations" / "instances_val2017.json"))
