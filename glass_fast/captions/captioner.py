@@ -101,7 +101,7 @@ def _complete_blip2(model: Any, processor: Any) -> None:
     if token is None or token >= rows:
         raise DataError(
             "GF-CAP-041",
-            f"this BLIP-2 folder names no image token, and its language model has no row for one ({rows} rows)",
+            f"this BLIP-2 folder names no image token and has no row for one (its embedding has {rows})",
             "use a revision of the model with image_token_index in config.json",
         )
     model.config.image_token_index = token

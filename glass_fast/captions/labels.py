@@ -82,7 +82,7 @@ def _coco_areas(path: Path) -> dict[str, dict[str, float]]:
         if row["category_id"] not in names:
             raise DataError(
                 "GF-CAP-011",
-                f"{path}: annotations[{number}] has category_id {row['category_id']}, which is in no category",
+                f"{path}: annotations[{number}] has category_id {row['category_id']}, which is no category",
                 "the file is damaged or was cut by hand",
             )
         image = areas.setdefault(coco_image_key(row["image_id"]), {})

@@ -233,7 +233,7 @@ def read_provided(path: Path, matcher: ClassMatcher, rejects: Rejects) -> list[I
         raise ConfigError(
             "GF-CAP-020",
             f"captions.file={str(path)!r}: no such file",
-            "expected COCO captions JSON, a text file with a caption a line, or parquet with a caption column",
+            "expected COCO captions JSON, text with a caption a line, or parquet with a caption column",
         )
     suffix = path.suffix.lower()
     if suffix == ".json":

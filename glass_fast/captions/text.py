@@ -88,6 +88,7 @@ def image_key(name: str) -> str:
     if _ID_ALLOWED.match(name):
         return name
     last = unicodedata.normalize("NFKD", name.replace("\\", "/").rsplit("/", 1)[-1]).lower()
+    last = "".join(c for c in last if not unicodedata.combining(c))
     readable = re.sub(r"[^0-9a-z]+", "-", last).strip("-")[:32].strip("-")
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
     return f"{readable}-{digest}" if readable else digest

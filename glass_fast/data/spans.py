@@ -2,9 +2,9 @@
 
 A cross-attention map has one column per text token, so a class has as many columns as the tokenizer cuts
 its name into: CLIP cuts "aeroplane" into two and writes "hot dog" as two words. Dataset Diffusion assumed
-one token a word and a hand-made list of compounds (method notes 2.3); here the columns come from the tokenizer's own
-character offsets, and the pieces are decoded again and compared with the name before anyone reads a map
-through them.
+one token a word and a hand-made list of compounds (method notes 2.3); here the columns come from the
+tokenizer's own character offsets, and the pieces are decoded again and compared with the name before anyone
+reads a map through them.
 
 Formats (Dataset Diffusion, method notes 1.1 row 3): the prompt is ``caption; c1 c2 ...``, the class prompt
 ``c1 c2 ...``. A prompt too long for the text encoder is written ``c1 c2 ...; caption`` by
