@@ -56,7 +56,7 @@ def nice_ticks(low: float, high: float, target: int = 5) -> list[float]:
 
 
 def thin(xs: Sequence[float], ys: Sequence[float], limit: int = 300) -> tuple[list[float], list[float]]:
-    """Finite points only, averaged in ``limit`` runs of equal length so that a long log stays a small picture."""
+    """Finite points only, averaged in ``limit`` equal runs, so that a long log stays a small picture."""
     pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
     if len(pairs) <= limit:
         return [x for x, _ in pairs], [y for _, y in pairs]
@@ -69,7 +69,16 @@ def thin(xs: Sequence[float], ys: Sequence[float], limit: int = 300) -> tuple[li
     return out_x, out_y
 
 
-def _text(x: float, y: float, content: str, *, size: int = 11, anchor: str = "start", colour: str = MUTED, bold: bool = False) -> Markup:
+def _text(
+    x: float,
+    y: float,
+    content: str,
+    *,
+    size: int = 11,
+    anchor: str = "start",
+    colour: str = MUTED,
+    bold: bool = False,
+) -> Markup:
     weight = Markup(' font-weight="600"') if bold else Markup("")
     return Markup('<text x="{:.1f}" y="{:.1f}" font-size="{}" text-anchor="{}" fill="{}"{}>{}</text>').format(
         x, y, size, anchor, colour, weight, content
@@ -78,13 +87,18 @@ def _text(x: float, y: float, content: str, *, size: int = 11, anchor: str = "st
 
 def _open(width: int, height: int, title: str, description: str) -> Markup:
     return Markup(
-        '<svg viewBox="0 0 {} {}" width="{}" role="img" ' + _FONT + ">"
-        "<title>{}</title><desc>{}</desc>"
+        '<svg viewBox="0 0 {} {}" width="{}" role="img" ' + _FONT + "><title>{}</title><desc>{}</desc>"
     ).format(width, height, width, title, description)
 
 
 def line_chart(
-    series: Sequence[Series], title: str, x_label: str, *, width: int = 460, height: int = 250, log_y: bool = False
+    series: Sequence[Series],
+    title: str,
+    x_label: str,
+    *,
+    width: int = 380,
+    height: int = 220,
+    log_y: bool = False,
 ) -> Markup:
     """Lines over a common x axis.
 
@@ -121,7 +135,10 @@ def line_chart(
         return head + (top - to_axis(value)) / (top - bottom) * (height - head - foot)
 
     ends = "; ".join(f"{s.name} ends at {fmt.number(ys[-1])}" for s, _, ys in lines[:12])
-    out = [_open(width, height, title, f"Lines over {x_label}: {ends}."), _text(left, 16, title, size=13, colour=INK, bold=True)]
+    out = [
+        _open(width, height, title, f"Lines over {x_label}: {ends}."),
+        _text(left, 16, title, size=13, colour=INK, bold=True),
+    ]
     for tick in nice_ticks(bottom, top, 4):
         value = 10**tick if log_y else tick
         out.append(
@@ -131,12 +148,23 @@ def line_chart(
         )
         out.append(_text(left - 6, at_y(value) + 4, fmt.number(round(value, 10), 3), anchor="end"))
     for tick in nice_ticks(low_x, high_x, 5):
-        out.append(_text(at_x(tick), height - foot + 16, fmt.number(int(tick) if tick == int(tick) else tick), anchor="middle"))
+        out.append(
+            _text(
+                at_x(tick),
+                height - foot + 16,
+                fmt.number(int(tick) if tick == int(tick) else tick),
+                anchor="middle",
+            )
+        )
     out.append(_text((left + width - right) / 2, height - 6, x_label, anchor="middle"))
     for line, xs, ys in lines:
         points = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in zip(xs, ys, strict=True))
         if len(xs) == 1:
-            out.append(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="{}"/>').format(at_x(xs[0]), at_y(ys[0]), line.colour))
+            out.append(
+                Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="{}"/>').format(
+                    at_x(xs[0]), at_y(ys[0]), line.colour
+                )
+            )
         else:
             out.append(
                 Markup(
@@ -149,9 +177,16 @@ def line_chart(
 
 
 def bar_chart(
-    bars: Sequence[Bar], title: str, *, scale: float = 1.0, digits: int = 1, high: float | None = None,
-    width: int = 380, label_width: int = 104, row: int = 25,
-) -> Markup:  # fmt: skip
+    bars: Sequence[Bar],
+    title: str,
+    *,
+    scale: float = 1.0,
+    digits: int = 1,
+    high: float | None = None,
+    width: int = 380,
+    label_width: int = 104,
+    row: int = 25,
+) -> Markup:
     """Horizontal bars from zero, with a dot per single run.
 
     Args:
@@ -197,21 +232,34 @@ def bar_chart(
         for point in bar.points if len(bar.points) > 1 else ():
             if fmt.is_number(point):
                 out.append(
-                    Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.6" fill="#fff" stroke="{}" stroke-width="1.2"/>').format(
-                        label_width + max(0.0, min(point / top, 1.0)) * room, y + row / 2, INK
-                    )
+                    Markup(
+                        '<circle cx="{:.1f}" cy="{:.1f}" r="2.6" fill="#fff" stroke="{}" stroke-width="1.2"/>'
+                    ).format(label_width + max(0.0, min(point / top, 1.0)) * room, y + row / 2, INK)
                 )
-        furthest = max([length, *(min(p / top, 1.0) * room for p in bar.points if fmt.is_number(p) and len(bar.points) > 1)])
-        out.append(_text(label_width + furthest + 8, y + row / 2 + 4, shown(bar.value), size=12, colour=INK, bold=True))
+        furthest = max(
+            [
+                length,
+                *(min(p / top, 1.0) * room for p in bar.points if fmt.is_number(p) and len(bar.points) > 1),
+            ]
+        )
+        out.append(
+            _text(
+                label_width + furthest + 8, y + row / 2 + 4, shown(bar.value), size=12, colour=INK, bold=True
+            )
+        )
         if bar.note:
             out.append(_text(width, y + row / 2 + 4, bar.note, anchor="end", size=11))
     out.append(Markup("</svg>"))
     return Markup("").join(out)
 
 
-def share_bar(parts: Sequence[tuple[str, float, str]], title: str, *, width: int = 960, height: int = 46) -> Markup:
-    """One stacked bar of ``(label, amount, colour)``; labels are printed where they fit, all are in the description."""
-    parts = [(label, amount, colour) for label, amount, colour in parts if fmt.is_number(amount) and amount > 0]
+def share_bar(
+    parts: Sequence[tuple[str, float, str]], title: str, *, width: int = 960, height: int = 46
+) -> Markup:
+    """One stacked bar of ``(label, amount, colour)``; labels that do not fit are only in the description."""
+    parts = [
+        (label, amount, colour) for label, amount, colour in parts if fmt.is_number(amount) and amount > 0
+    ]
     total = sum(amount for _, amount, _ in parts)
     if total <= 0:
         return Markup("")
@@ -221,7 +269,9 @@ def share_bar(parts: Sequence[tuple[str, float, str]], title: str, *, width: int
     for label, amount, colour in parts:
         length = amount / total * width
         out.append(
-            Markup('<rect x="{:.1f}" y="0" width="{:.1f}" height="22" fill="{}"/>').format(x, max(length - 1.5, 0.5), colour)
+            Markup('<rect x="{:.1f}" y="0" width="{:.1f}" height="22" fill="{}"/>').format(
+                x, max(length - 1.5, 0.5), colour
+            )
         )
         if length > 8 + 6.6 * len(label):
             out.append(_text(x + 1, 38, label, colour=INK))

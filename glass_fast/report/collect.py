@@ -1,4 +1,4 @@
-"""Reads a run folder without ever failing on a missing or damaged part: what could not be read becomes a note."""
+"""Reads a run folder and never fails on a missing or damaged part: what could not be read becomes a note."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glass_fast.report import text as fmt
+from glass_fast.report.palette import method_order
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_LINE_BYTES = 4 * 2**20
@@ -99,7 +100,9 @@ def collect(folder: Path) -> RunData:
     inner = recorded.get("config", recorded)
     data.config = inner if isinstance(inner, dict) else {}
     origins = recorded.get("origins") if "config" in recorded else None
-    data.origins = {str(key): str(value) for key, value in origins.items()} if isinstance(origins, dict) else {}
+    data.origins = (
+        {str(key): str(value) for key, value in origins.items()} if isinstance(origins, dict) else {}
+    )
     data.prompts = _prompts(data, folder / "prompts.parquet")
     data.models = list(_models(data, folder / "models"))
     data.scores = list(_scores(data, folder / "evaluation"))
@@ -132,7 +135,7 @@ def _object(data: RunData, path: Path) -> dict[str, Any]:
 
 
 def _lines(data: RunData, path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a JSONL file. A torn last line (a killed writer) is normal; torn lines before it get a note."""
+    """The JSON objects of a JSONL file; a torn last line (a killed writer) is normal, others get a note."""
     if not path.is_file():
         return []
     out: list[dict[str, Any]] = []
@@ -188,7 +191,7 @@ def _prompts(data: RunData, path: Path) -> PromptSummary | None:
 
 
 def class_names(value: Any) -> list[str]:
-    """The names in a ``classes`` cell: a list, or a JSON text of one; repeats kept, damaged cells give none."""
+    """The names in a ``classes`` cell: a list, or JSON text of one; repeats kept, damage gives none."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -200,9 +203,16 @@ def class_names(value: Any) -> list[str]:
 def _models(data: RunData, folder: Path) -> Iterator[ModelRun]:
     if not folder.is_dir():
         return
-    for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        method, seed = split_method(path.name)
-        yield ModelRun(method, seed, path.name, _object(data, path / "run.json"), _lines(data, path / "log.jsonl"))
+    found = {p: split_method(p.name) for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    order = {
+        method: rank for rank, method in enumerate(method_order({method for method, _ in found.values()}))
+    }
+    for path, (method, seed) in sorted(
+        found.items(), key=lambda item: (order[item[1][0]], item[1][1] or 0, item[0].name)
+    ):
+        yield ModelRun(
+            method, seed, path.name, _object(data, path / "run.json"), _lines(data, path / "log.jsonl")
+        )
 
 
 def _scores(data: RunData, folder: Path) -> Iterator[Score]:
@@ -225,10 +235,17 @@ def _scores(data: RunData, folder: Path) -> Iterator[Score]:
                 continue
             images = part.get("images")
             yield Score(
-                path.parent.name, method, seed, str(name), as_dict(part.get("fields")), _figures(part.get("metrics")),
-                as_dict(part.get("per_class")), _figures(part.get("standard_error")),
-                int(images) if fmt.is_number(images) else None, str(part.get("label", "")),
-            )  # fmt: skip
+                path.parent.name,
+                method,
+                seed,
+                str(name),
+                as_dict(part.get("fields")),
+                _figures(part.get("metrics")),
+                as_dict(part.get("per_class")),
+                _figures(part.get("standard_error")),
+                int(images) if fmt.is_number(images) else None,
+                str(part.get("label", "")),
+            )
 
 
 def _figures(value: Any) -> dict[str, float]:

@@ -36,8 +36,19 @@ COUNTED: Mapping[str, str] = {
 """Metrics in which background is one more segment."""
 JUDGED = ("miou_i_fg", "mbo_i_fg", "fg_ari")
 
-_ALIASES = {"miou": "miou_i", "mbo": "mbo_i", "cor_loc": "corloc", "fgari": "fg_ari", "recovery": "object_recovery"}
-_SWITCHES = {"miou": "background_miou", "mbo": "background_mbo", "object": "background_recovery", "corloc": "background_corloc"}
+_ALIASES = {
+    "miou": "miou_i",
+    "mbo": "mbo_i",
+    "cor_loc": "corloc",
+    "fgari": "fg_ari",
+    "recovery": "object_recovery",
+}
+_SWITCHES = {
+    "miou": "background_miou",
+    "mbo": "background_mbo",
+    "object": "background_recovery",
+    "corloc": "background_corloc",
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Cell:
     Attributes:
         values: one per seed, fractions.
         mean: over the seeds.
-        spread: sample standard deviation over seeds, or with one seed the standard error over images; None when unknown.
+        spread: sample standard deviation over seeds; with one seed the standard error over images; or None.
         gain: relative to the unguided row; None for that row itself.
         best: highest of the column, upper bound left out.
     """
@@ -109,7 +120,7 @@ def canonical(metrics: Mapping[str, float], fields: Mapping[str, Any]) -> dict[s
     """Metrics under keys that say whether background counts.
 
     Args:
-        metrics: as written by the evaluation (``miou_i`` follows the protocol, ``miou_i_fg`` never counts background).
+        metrics: as written: ``miou_i`` follows the protocol, ``miou_i_fg`` never counts background.
         fields: fields of the protocol; its ``background_*`` switches decide.
 
     Returns:
@@ -155,7 +166,10 @@ def _table(dataset: str, protocol: str, scores: list[Score]) -> Table:
     means = {method: {k: statistics.fmean(v) for k, v in row.items()} for method, row in values.items()}
     # "Best" is among the methods that a user could choose; the upper bound has read true masks.
     metrics = {k for row in means.values() for k in row}
-    best = {k: max((row[k] for m, row in means.items() if k in row and m != "upper_bound"), default=None) for k in metrics}
+    best = {
+        k: max((row[k] for m, row in means.items() if k in row and m != "upper_bound"), default=None)
+        for k in metrics
+    }
     rows: dict[str, dict[str, Cell]] = {}
     for method in method_order(set(values)):
         rows[method] = {}
@@ -174,9 +188,13 @@ def _table(dataset: str, protocol: str, scores: list[Score]) -> Table:
 
 
 def headline(found: Sequence[Table]) -> Table | None:
-    """The table that is judged: the first with a guided and the unguided row and all judged figures, else any with both."""
+    """The table that is judged: the first with guided and unguided rows and all figures, else any pair."""
     pairs = [t for t in found if REFERENCE in t.rows and t.guided() is not None]
-    complete = [t for t in pairs if all(t.mean(m, k) is not None for m in (REFERENCE, t.guided() or "") for k in JUDGED)]
+    complete = [
+        t
+        for t in pairs
+        if all(t.mean(m, k) is not None for m in (REFERENCE, t.guided() or "") for k in JUDGED)
+    ]
     return next(iter(complete or pairs), None)
 
 
@@ -189,7 +207,11 @@ def judge(found: Sequence[Table]) -> Judgement:
     table = headline(found)
     guided = table.guided() if table is not None else None
     if table is None or guided is None:
-        return Judgement("unknown", "No guided and unguided pair to compare", ("A judgement needs both on the same data set.",))
+        return Judgement(
+            "unknown",
+            "No guided and unguided pair to compare",
+            ("A judgement needs both on the same data set.",),
+        )
     parts: dict[str, float] = {}
     reasons: list[str] = []
     for metric in JUDGED:
@@ -202,7 +224,9 @@ def judge(found: Sequence[Table]) -> Judgement:
         place = "" if metric == "fg_ari" else " without background"
         reasons.append(f"{metric_label(metric)}{place}: {100 * old:.1f} → {100 * new:.1f}{extra}")
     seeds = min(table.seeds(guided), table.seeds(REFERENCE))
-    reasons.append("One seed: the spread over training runs is unknown." if seeds < 2 else f"Means over {seeds} seeds.")
+    reasons.append(
+        "One seed: the spread over training runs is unknown." if seeds < 2 else f"Means over {seeds} seeds."
+    )
     return _verdict(guided, parts, table, tuple(reasons))
 
 
@@ -216,12 +240,16 @@ def _verdict(guided: str, parts: dict[str, float], table: Table, reasons: tuple[
         return Judgement("good", f"{name} is better than unguided on every foreground figure", reasons)
     if min(overlap) > 0:
         why = "FG-ARI fell: objects are kept whole more often, but neighbours are also merged more often."
-        return Judgement("mixed", f"{name} overlaps objects better than unguided, but separates them less well", (*reasons, why))
+        return Judgement(
+            "mixed",
+            f"{name} overlaps objects better than unguided, but separates them less well",
+            (*reasons, why),
+        )
     new, old = (table.mean(method, "miou_i_bg") for method in (guided, REFERENCE))
     if new is not None and old is not None and new > old:
         why = (
-            f"mIoU_i with background counted rose ({100 * old:.1f} → {100 * new:.1f}) while a foreground figure fell: the mark "
-            "of a guidance that gathers objects in one slot."
+            f"mIoU_i with background counted rose ({100 * old:.1f} → {100 * new:.1f}) while a foreground "
+            "figure fell: the mark of a guidance that gathers objects in one slot."
         )
         return Judgement("bad", f"{name} does not find objects better than unguided", (*reasons, why))
     return Judgement("bad", f"{name} is not better than unguided on the foreground figures", reasons)

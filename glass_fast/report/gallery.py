@@ -51,8 +51,10 @@ def picture(image: NDArray[np.uint8], alt: str, side: int = THUMBNAIL) -> Pictur
     return _embed("image/jpeg", buffer.getvalue(), shown.size, alt)
 
 
-def mask_overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], alt: str, side: int = THUMBNAIL) -> Picture:
-    """The picture with its label mask: VOC colours, a light outline, hatched where the label is uncertain (255).
+def mask_overlay(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], alt: str, side: int = THUMBNAIL
+) -> Picture:
+    """The picture with its label mask: VOC colours, light outlines, hatched where uncertain (255).
 
     Args:
         image: uint8 (H, W, 3).
@@ -64,7 +66,9 @@ def mask_overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], alt: str, si
     return picture(_blend(small, labels, voc_palette(), uncertain=True), alt, side)
 
 
-def slot_overlay(image: NDArray[np.uint8], slots: NDArray[np.integer], alt: str, side: int = THUMBNAIL) -> Picture:
+def slot_overlay(
+    image: NDArray[np.uint8], slots: NDArray[np.integer], alt: str, side: int = THUMBNAIL
+) -> Picture:
     """The picture with a map of slot indices.
 
     Args:
@@ -83,8 +87,7 @@ def soft_map(values: NDArray[np.uint8], alt: str, side: int = MAP_SIDE) -> Pictu
     """A soft attention map, uint8 (h, w), in dark-to-light colours, as a palette PNG."""
     shown = Image.fromarray(np.ascontiguousarray(values)).convert("L")
     shown.thumbnail((side, side), Image.Resampling.BOX)
-    coloured = shown.convert("P")
-    coloured.putdata(shown.tobytes())
+    coloured = Image.frombytes("P", shown.size, shown.tobytes())
     coloured.putpalette(heat_colours().tobytes())
     buffer = io.BytesIO()
     coloured.save(buffer, "PNG", optimize=True)
@@ -106,19 +109,26 @@ def _embed(kind: str, data: bytes, size: tuple[int, int], alt: str) -> Picture:
     return Picture(f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}", size[0], size[1], alt)
 
 
-def _reduce(image: NDArray[np.uint8], mask: NDArray[np.uint8], side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Picture and mask at thumbnail size: labels by nearest neighbour, small pictures doubled for a fine outline."""
+def _reduce(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], side: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Both at thumbnail size: labels by nearest neighbour, small pictures doubled for a fine outline."""
     shown = Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
     scale = side / max(shown.size)
     if scale < 1:
-        shown = shown.resize((max(round(shown.width * scale), 1), max(round(shown.height * scale), 1)), Image.Resampling.LANCZOS)
+        shown = shown.resize(
+            (max(round(shown.width * scale), 1), max(round(shown.height * scale), 1)),
+            Image.Resampling.LANCZOS,
+        )
     elif scale >= 2:
         shown = shown.resize((shown.width * 2, shown.height * 2), Image.Resampling.BICUBIC)
     labels = Image.fromarray(np.ascontiguousarray(mask)).resize(shown.size, Image.Resampling.NEAREST)
     return np.asarray(shown, dtype=np.uint8), np.asarray(labels, dtype=np.uint8)
 
 
-def _blend(image: NDArray[np.uint8], labels: NDArray[np.uint8], colours: NDArray[np.uint8], *, uncertain: bool) -> NDArray[np.uint8]:
+def _blend(
+    image: NDArray[np.uint8], labels: NDArray[np.uint8], colours: NDArray[np.uint8], *, uncertain: bool
+) -> NDArray[np.uint8]:
     """Background greyed, labels tinted at 50 %, one-pixel light outline between labels."""
     base = image.astype(np.float32)
     grey = base.mean(axis=2, keepdims=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glass_fast.errors import DataError
-from glass_fast.report import compare, samples, sections
+from glass_fast.report import compare, run_sections, samples, sections
 from glass_fast.report import text as fmt
 from glass_fast.report.collect import RunData, as_dict, collect
 
@@ -17,7 +17,9 @@ PICTURES = 48
 """Pictures of a grid unless told otherwise."""
 
 
-def write_report(run_dir: Path, out: Path | None = None, *, pictures: int = PICTURES, max_bytes: int = MAX_BYTES) -> Path:
+def write_report(
+    run_dir: Path, out: Path | None = None, *, pictures: int = PICTURES, max_bytes: int = MAX_BYTES
+) -> Path:
     """Write the report of a run folder; sections whose artefact is absent are left out.
 
     Args:
@@ -36,7 +38,11 @@ def write_report(run_dir: Path, out: Path | None = None, *, pictures: int = PICT
 
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
-        raise DataError("GF-DATA-090", f"run folder {str(run_dir)!r} does not exist or is no folder", "give the folder that holds run.jsonl, shards/ or models/")
+        raise DataError(
+            "GF-DATA-190",
+            f"run folder {str(run_dir)!r} does not exist or is no folder",
+            "give the folder that holds run.jsonl, shards/ or models/",
+        )
     target = Path(out) if out is not None else run_dir / "report.html"
     context = _context(collect(run_dir), pictures)
     content = _fit(context, pictures, max_bytes)
@@ -54,9 +60,15 @@ def _context(data: RunData, pictures: int) -> dict[str, Any]:
     reject = (*(str(name) for name in quality.get("reject", ()) or ()), "nonfinite")
     min_area = quality.get("min_area")
     dataset = samples.open_dataset(data)
-    shards = samples.summarise(data, dataset, reject, float(min_area) if fmt.is_number(min_area) else 0.0) if dataset is not None else None
+    shards = (
+        samples.summarise(data, dataset, reject, float(min_area) if fmt.is_number(min_area) else 0.0)
+        if dataset is not None
+        else None
+    )
     protocols = as_dict(data.config.get("evaluation")).get("protocols")
-    found = compare.tables(data.scores, [str(p) for p in protocols] if isinstance(protocols, list) else ["glass", "spot"])
+    found = compare.tables(
+        data.scores, [str(p) for p in protocols] if isinstance(protocols, list) else ["glass", "spot"]
+    )
     judgement = compare.judge(found)
     discovered = samples.discovered_cards(data, pictures)
     context: dict[str, Any] = {
@@ -68,19 +80,23 @@ def _context(data: RunData, pictures: int) -> dict[str, Any]:
         "funnel": sections.funnel(data, shards, reject),
         "samples": _samples(data, dataset, shards, pictures),
         "classes": sections.classes(data, shards),
-        "mask_quality": sections.pairs(data.mask_quality),
-        "discovered": {"cards": discovered, "intro": _discover_intro(data, len(discovered))} if discovered else None,
-        "training": sections.training(data.models),
-        "speed": sections.speed(data),
-        "configuration": sections.configuration(data),
-        "environment": sections.pairs(data.environment),
+        "mask_quality": run_sections.pairs(data.mask_quality),
+        "discovered": {"cards": discovered, "intro": _discover_intro(data, len(discovered))}
+        if discovered
+        else None,
+        "training": run_sections.training(data.models),
+        "speed": run_sections.speed(data),
+        "configuration": run_sections.configuration(data),
+        "environment": run_sections.environment(data),
         "cut": "",
     }
-    context["failures"] = sections.failures(data, shards)  # last: it lists what the others could not read
+    context["failures"] = run_sections.failures(data, shards)  # last: it lists what the others could not read
     return context
 
 
-def _samples(data: RunData, dataset: Any, shards: samples.ShardSummary | None, pictures: int) -> dict[str, Any] | None:
+def _samples(
+    data: RunData, dataset: Any, shards: samples.ShardSummary | None, pictures: int
+) -> dict[str, Any] | None:
     """The first samples of the run, and those of highest and lowest score when scores exist."""
     if dataset is None or shards is None or shards.total == 0 or pictures <= 0:
         return None
@@ -96,15 +112,18 @@ def _samples(data: RunData, dataset: Any, shards: samples.ShardSummary | None, p
             extra.append({"title": f"{title} ({len(cards)} pictures)", "cards": cards})
     maps = " Small squares are the soft attention maps per class." if any(card.maps for card in first) else ""
     intro = (
-        f"The first {len(first)} of {shards.total:,} samples in the order of the plan, not selected. Left the generated picture, "
-        f"beside it the mask captured from attention while it was made; hatched pixels are uncertain.{maps}"
+        f"The first {len(first)} of {shards.total:,} samples in the order of the plan, not selected. "
+        "Left the generated picture, beside it the mask captured from attention while it was made; "
+        f"hatched pixels are uncertain.{maps}"
     )
     return {"first": first, "extra": extra, "intro": intro}
 
 
 def _discover_intro(data: RunData, shown: int) -> str:
     summary = data.discover_summary
-    done = next((summary[k] for k in ("images", "processed", "done", "count") if fmt.is_number(summary.get(k))), None)
+    done = next(
+        (summary[k] for k in ("images", "processed", "done", "count") if fmt.is_number(summary.get(k))), None
+    )
     of = f"{shown} of {fmt.count(done)}" if done is not None and done >= shown else str(shown)
     return f"{of} pictures: objects marked in the picture, and the label mask."
 
@@ -118,9 +137,11 @@ def _fit(context: dict[str, Any], pictures: int, max_bytes: int) -> bytes:
             return content
         if limit == 0:
             raise DataError(
-                "GF-DATA-091", f"the report is {fmt.size(len(content))} even without pictures; expected at most {fmt.size(max_bytes)}",
+                "GF-DATA-191",
+                f"the report is {fmt.size(len(content))} even without pictures; "
+                f"expected at most {fmt.size(max_bytes)}",
                 "look for unusually large metadata in the run folder",
-            )  # fmt: skip
+            )
         limit = min(limit - 1, int(limit * 0.75))
 
 
@@ -130,19 +151,39 @@ def _limited(context: dict[str, Any], limit: int, pictures: int) -> dict[str, An
     if limit < pictures:
         out["cut"] = f"Grids were cut to {limit} pictures to keep the file small."
     if out["samples"]:
-        few = limit * len(out["samples"]["first"]) // max(pictures, 1) if limit < pictures else len(out["samples"]["first"])
+        few = (
+            limit * len(out["samples"]["first"]) // max(pictures, 1)
+            if limit < pictures
+            else len(out["samples"]["first"])
+        )
         first = out["samples"]["first"][:few]
-        extra = [{**e, "cards": e["cards"][: limit // 4]} for e in out["samples"]["extra"]] if limit < pictures else out["samples"]["extra"]
-        out["samples"] = {**out["samples"], "first": first, "extra": [e for e in extra if e["cards"]]} if first else None
+        extra = (
+            [{**e, "cards": e["cards"][: limit // 4]} for e in out["samples"]["extra"]]
+            if limit < pictures
+            else out["samples"]["extra"]
+        )
+        out["samples"] = (
+            {**out["samples"], "first": first, "extra": [e for e in extra if e["cards"]]} if first else None
+        )
     if out["discovered"]:
         cards = out["discovered"]["cards"][:limit]
         out["discovered"] = {**out["discovered"], "cards": cards} if cards else None
     titles = (
-        ("comparison", "Comparison"), ("funnel", "Funnel"), ("samples", "Samples"), ("classes", "Classes"), ("mask_quality", "Masks"),
-        ("discovered", "Discovered"), ("training", "Training"), ("speed", "Time"), ("failures", "Failures"),
-        ("configuration", "Configuration"), ("environment", "Environment"),
-    )  # fmt: skip
-    out["sections"] = [{"id": "masks" if key == "mask_quality" else key, "title": title} for key, title in titles if out[key]]
+        ("comparison", "Comparison"),
+        ("funnel", "Funnel"),
+        ("samples", "Samples"),
+        ("classes", "Classes"),
+        ("mask_quality", "Masks"),
+        ("discovered", "Discovered"),
+        ("training", "Training"),
+        ("speed", "Time"),
+        ("failures", "Failures"),
+        ("configuration", "Configuration"),
+        ("environment", "Environment"),
+    )
+    out["sections"] = [
+        {"id": "masks" if key == "mask_quality" else key, "title": title} for key, title in titles if out[key]
+    ]
     return out
 
 
@@ -152,7 +193,9 @@ def _render(context: dict[str, Any]) -> bytes:
     from markupsafe import Markup
 
     folder = resources.files("glass_fast.report") / "templates"
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters.update(count=fmt.count, number=fmt.number)
     template = environment.from_string((folder / "report.html.j2").read_text("utf-8"))
     css = Markup((folder / "report.css").read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""Colours of the report: the PASCAL VOC label palette, slot colours and one fixed colour per compared method."""
+"""Colours of the report: the PASCAL VOC palette, slot colours, one fixed colour per compared method."""
 
 from __future__ import annotations
 
@@ -26,9 +26,27 @@ _METHODS: Mapping[str, tuple[str, str]] = MappingProxyType(
 _EXTRA = ("#cc79a7", "#56b4e9", "#7a5195", "#8c6d31", "#3b7a57")
 
 _SLOTS = (
-    "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45", "#469990", "#9a6324",
-    "#800000", "#808000", "#000075", "#ffe119", "#fabed4", "#dcbeff", "#aaffc3", "#ffd8b1", "#a9a9a9", "#fffac8",
-)  # fmt: skip
+    "#e6194b",
+    "#3cb44b",
+    "#4363d8",
+    "#f58231",
+    "#911eb4",
+    "#42d4f4",
+    "#f032e6",
+    "#bfef45",
+    "#469990",
+    "#9a6324",
+    "#800000",
+    "#808000",
+    "#000075",
+    "#ffe119",
+    "#fabed4",
+    "#dcbeff",
+    "#aaffc3",
+    "#ffd8b1",
+    "#a9a9a9",
+    "#fffac8",
+)
 
 
 def method_order(names: set[str]) -> list[str]:
@@ -71,13 +89,23 @@ def label_colour(label: int) -> str:
 def slot_palette(count: int) -> NDArray[np.uint8]:
     """``count`` slot colours, uint8 (count, 3); they repeat after the 20th."""
     rows = [_SLOTS[index % len(_SLOTS)] for index in range(count)]
-    return np.array([[int(row[i : i + 2], 16) for i in (1, 3, 5)] for row in rows], dtype=np.uint8).reshape(-1, 3)
+    return np.array([[int(row[i : i + 2], 16) for i in (1, 3, 5)] for row in rows], dtype=np.uint8).reshape(
+        -1, 3
+    )
 
 
 def heat_colours() -> NDArray[np.uint8]:
     """A perceptually ordered dark-to-light map for soft attention maps, uint8 (256, 3)."""
     stops = np.array(
-        [[13, 8, 55], [72, 22, 120], [150, 38, 120], [218, 75, 80], [250, 140, 40], [252, 205, 75], [255, 252, 215]],
+        [
+            [13, 8, 55],
+            [72, 22, 120],
+            [150, 38, 120],
+            [218, 75, 80],
+            [250, 140, 40],
+            [252, 205, 75],
+            [255, 252, 215],
+        ],
         dtype=np.float64,
     )
     at = np.linspace(0, len(stops) - 1, 256)

@@ -95,13 +95,17 @@ def open_dataset(data: RunData) -> ShardDataset | None:
 
 
 def confidence(scores: Any) -> float | None:
-    """One figure in [0, 1] or ``None`` from a ``scores`` cell: a number, a list, a mapping, or JSON text of those."""
+    """One figure or ``None`` from a ``scores`` cell: a number, a list, a mapping, or JSON text of those."""
     if isinstance(scores, str):
         try:
             scores = json.loads(scores)
         except ValueError:
             return None
-    if isinstance(scores, list | tuple) and scores and all(isinstance(v, list | tuple) and len(v) == 2 for v in scores):
+    if (
+        isinstance(scores, list | tuple)
+        and scores
+        and all(isinstance(v, list | tuple) and len(v) == 2 for v in scores)
+    ):
         scores = dict(scores)  # a parquet map arrives as pairs
     if isinstance(scores, dict):
         for name in ("confidence", "mean", "score"):
@@ -119,7 +123,9 @@ def flag_names(value: Any) -> list[str]:
     return [name.split(":", 1)[0] for name in class_names(value)]
 
 
-def summarise(data: RunData, dataset: ShardDataset, reject: Sequence[str], min_area: float = 0.0) -> ShardSummary:
+def summarise(
+    data: RunData, dataset: ShardDataset, reject: Sequence[str], min_area: float = 0.0
+) -> ShardSummary:
     """Counts from the index of all shards and from at most ``SCANNED_MASKS`` decoded masks.
 
     Args:
@@ -129,12 +135,19 @@ def summarise(data: RunData, dataset: ShardDataset, reject: Sequence[str], min_a
         min_area: share of the mask that a class must cover to count as obtained.
     """
     summary = ShardSummary(
-        total=len(dataset), complete=dataset.complete, labels=tuple(dataset.labels), manifest=dict(dataset.manifest)
+        total=len(dataset),
+        complete=dataset.complete,
+        labels=tuple(dataset.labels),
+        manifest=dict(dataset.manifest),
     )
     try:
         table = dataset.index()
         for batch in table.to_batches(max_chunksize=65536):
-            columns = {name: batch.column(name).to_pylist() for name in ("classes", "flags", "scores") if name in batch.schema.names}
+            columns = {
+                name: batch.column(name).to_pylist()
+                for name in ("classes", "flags", "scores")
+                if name in batch.schema.names
+            }
             for classes in columns.get("classes", []):
                 summary.prompted.update(dict.fromkeys(class_names(classes), 1))
             for flags in columns.get("flags", []):
@@ -215,7 +228,9 @@ def _card(sample: Sample, labels: tuple[str, ...]) -> SampleCard:
     all_names = class_names(meta.get("classes"))
     maps = [
         (
-            name := fmt.clean(all_names[position], 40) if position < len(all_names) else f"map {position + 1}",
+            name := fmt.clean(all_names[position], 40)
+            if position < len(all_names)
+            else f"map {position + 1}",
             gallery.soft_map(values, f"Soft map of {name}"),
         )
         for position, values in enumerate(sample.maps[:8])
@@ -244,11 +259,16 @@ def discovered_cards(data: RunData, limit: int) -> list[DiscoveredCard]:
         score = record.get("score")
         listed = record.get("objects")
         counts[stem] += len(listed) if isinstance(listed, list) else 1
-        for value in [score, *(as_dict(o).get("score") for o in (listed if isinstance(listed, list) else []))]:
+        for value in [
+            score,
+            *(as_dict(o).get("score") for o in (listed if isinstance(listed, list) else [])),
+        ]:
             if fmt.is_number(value):
                 best[stem] = max(best.get(stem, float("-inf")), float(value))
     cards: list[DiscoveredCard] = []
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")):
+    for path in sorted(
+        p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")
+    ):
         if len(cards) >= limit:
             break
         stem = path.stem

@@ -1,10 +1,10 @@
-"""Text and numbers for the page: foreign text is made harmless to read, numbers are short and never invented."""
+"""Text and numbers for the page: foreign text is made harmless to read, numbers are short."""
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from typing import Any
+from typing import Any, TypeGuard
 
 DASH = "–"
 
@@ -41,7 +41,7 @@ def clean(value: Any, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: max(limit - 1, 0)].rstrip() + "…"
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """True for a finite int or float (bool does not count)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image, ImageDraw
 
 LABELS = ("car", "boat", "potted plant")
-NASTY = '<script>alert("x")</script> " onload=alert(1) \u202eתמונה\u202c & مرحبا </title><img src=http://evil.example/x.png>'
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -38,7 +37,9 @@ def drawn(rng: np.random.Generator, side: int, label: int) -> tuple[np.ndarray, 
     return np.asarray(image), np.asarray(mask)
 
 
-def write_samples(folder: Path, count: int, *, side: int = 64, caption: str = "a photo of a {}", shard_size: int = 8) -> None:
+def write_samples(
+    folder: Path, count: int, *, side: int = 64, caption: str = "a photo of a {}", shard_size: int = 8
+) -> None:
     """Commit ``count`` samples as real shards with a manifest."""
     from glass_fast.data.manifest import write_manifest
     from glass_fast.data.plan import ShardPlan
@@ -61,30 +62,55 @@ def write_samples(folder: Path, count: int, *, side: int = 64, caption: str = "a
             text = caption.format(name)
             samples.append(
                 Sample(
-                    f"s{index:05d}", image, mask, soft[None],
+                    f"s{index:05d}",
+                    image,
+                    mask,
+                    soft[None],
                     {
-                        "prompt": f"{text}; {name}", "caption": text, "class_prompt": name, "classes": [name], "seed": index,
-                        "flags": flags, "scores": {"confidence": 0.5 + 0.4 * rng.random(), "foreground": float((mask > 0).mean())},
+                        "prompt": f"{text}; {name}",
+                        "caption": text,
+                        "class_prompt": name,
+                        "classes": [name],
+                        "seed": index,
+                        "flags": flags,
+                        "scores": {
+                            "confidence": 0.5 + 0.4 * rng.random(),
+                            "foreground": float((mask > 0).mean()),
+                        },
                     },
                 )
-            )  # fmt: skip
+            )
         write_shard(folder, spec, samples)
 
 
 def figures(base: float, *, background: bool) -> dict[str, Any]:
     """One protocol's part of an evaluation file: ``base`` is the overlap without background."""
-    switches = dict.fromkeys(("background_miou", "background_mbo", "background_recovery", "background_corloc"), background)
+    switches = dict.fromkeys(
+        ("background_miou", "background_mbo", "background_recovery", "background_corloc"), background
+    )
     counted = base + 0.1 if background else base
     metrics = {
-        "miou_i": counted, "mbo_i": counted + 0.02, "mbo_c": counted + 0.04, "miou_c": counted + 0.03, "fg_ari": 0.3 + base / 4,
-        "ari": base / 2, "object_recovery": counted, "corloc": 0.9, "miou_i_fg": base, "mbo_i_fg": base + 0.02, "mbo_c_fg": base + 0.04,
-        "miou_c_fg": base + 0.03, "object_recovery_fg": base, "corloc_fg": 0.8, "fg_ari_multi": 0.25 + base / 4,
-    }  # fmt: skip
+        "miou_i": counted,
+        "mbo_i": counted + 0.02,
+        "mbo_c": counted + 0.04,
+        "miou_c": counted + 0.03,
+        "fg_ari": 0.3 + base / 4,
+        "ari": base / 2,
+        "object_recovery": counted,
+        "corloc": 0.9,
+        "miou_i_fg": base,
+        "mbo_i_fg": base + 0.02,
+        "mbo_c_fg": base + 0.04,
+        "miou_c_fg": base + 0.03,
+        "object_recovery_fg": base,
+        "corloc_fg": 0.8,
+        "fg_ari_multi": 0.25 + base / 4,
+    }
     return {
         "label": f"{'glass' if background else 'spot'}: 256 px centre crop",
         "fields": {"name": "glass" if background else "spot", "resolution": 256, **switches},
         "metrics": metrics,
-        "standard_error": {name: 0.01 for name in metrics},
+        "standard_error": dict.fromkeys(metrics, 0.01),
         "per_class": {
             name: {"objects": 10, "images": 9, "mbo_i": base + shift, "object_recovery": 0.5, "mbo_c": base}
             for name, shift in (("car", 0.01), ("boat", 0.0), ("potted plant", -0.05))
@@ -100,24 +126,65 @@ def write_run(folder: Path, *, samples: int = 20, seeds: int = 2, caption: str =
 
     folder.mkdir(parents=True, exist_ok=True)
     config = {
-        "name": "fixture", "seed": 0, "device": "cpu", "synthesis": {"num": samples, "quality": {"reject": ["empty"], "min_area": 0.002}},
+        "name": "fixture",
+        "seed": 0,
+        "device": "cpu",
+        "synthesis": {"num": samples, "quality": {"reject": ["empty"], "min_area": 0.002}},
         "models": {"generator": "partworld:generator"},
-    }  # fmt: skip
-    dump(folder / "config.json", {"config": config, "origins": {"name": "preset demo", "seed": "default", "synthesis.num": "--set", "models": "default"}})
-    rows = [{"id": f"s{i:05d}", "caption": caption.format(LABELS[i % 3]), "classes": [LABELS[i % 3]], "source": "captioner"} for i in range(samples)]
+    }
+    dump(
+        folder / "config.json",
+        {
+            "config": config,
+            "origins": {
+                "name": "preset demo",
+                "seed": "default",
+                "synthesis.num": "--set",
+                "models": "default",
+            },
+        },
+    )
+    rows = [
+        {
+            "id": f"s{i:05d}",
+            "caption": caption.format(LABELS[i % 3]),
+            "classes": [LABELS[i % 3]],
+            "source": "captioner",
+        }
+        for i in range(samples)
+    ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "prompts.parquet")
     write_samples(folder / "shards", samples, caption=caption)
-    values = {"kmeans": 0.3, "grid": 0.2, "random_slots": 0.15, "unguided": 0.42, "semantic": 0.45, "glass": 0.55, "upper_bound": 0.64}
+    values = {
+        "kmeans": 0.3,
+        "grid": 0.2,
+        "random_slots": 0.15,
+        "unguided": 0.42,
+        "semantic": 0.45,
+        "glass": 0.55,
+        "upper_bound": 0.64,
+    }
     for method, base in values.items():
         trained = method in ("unguided", "semantic", "glass", "upper_bound")
         for seed in range(seeds):
             value = base + 0.01 * seed
-            record = {"protocols": {"glass": figures(value, background=True), "spot": figures(value, background=False)}}
+            record = {
+                "protocols": {
+                    "glass": figures(value, background=True),
+                    "spot": figures(value, background=False),
+                }
+            }
             dump(folder / "evaluation" / "partworld-test" / f"{method}-seed{seed}.json", record)
             if trained:
                 model = folder / "models" / f"{method}-seed{seed}"
                 dump(model / "run.json", {"steps": 400, "learning_rate": 1e-3, "seconds": 12.5})
-                jsonl(model / "log.jsonl", [{"step": s, "loss": 2 / (s + 10) + base, "loss_instance": 1 / (s + 5)} for s in range(0, 400, 10)])
+                jsonl(
+                    model / "log.jsonl",
+                    [
+                        {"step": s, "loss": 2 / (s + 10) + base, "loss_instance": 1 / (s + 5)}
+                        for s in range(0, 400, 10)
+                    ],
+                )
     dump(folder / "ablation.json", {"relative_gain": {"glass": 0.2}})
     discover = folder / "discover"
     (discover / "overlays").mkdir(parents=True)
@@ -128,19 +195,49 @@ def write_run(folder: Path, *, samples: int = 20, seeds: int = 2, caption: str =
         Image.fromarray(image).save(discover / "overlays" / f"photo{index}.png")
         Image.fromarray(mask).save(discover / "masks" / f"photo{index}.png")
     jsonl(discover / "objects.jsonl", [{"image": f"photo{i}.jpg", "score": 0.5 + i / 10} for i in range(3)])
-    jsonl(discover / "quarantine.jsonl", [{"file": "/home/someone/pictures/broken.jpg", "code": "GF-DATA-153", "reason": "truncated file"}])
+    jsonl(
+        discover / "quarantine.jsonl",
+        [{"file": "/home/someone/pictures/broken.jpg", "code": "GF-DATA-153", "reason": "truncated file"}],
+    )
     dump(discover / "summary.json", {"images": 3, "quarantined": 1})
     jsonl(
         folder / "run.jsonl",
         [
-            {"stage": "captions", "event": "done", "seconds": 3.0, "items": samples},
-            {"stage": "synthesis", "event": "stopped", "seconds": 40.0},
-            {"stage": "synthesis", "event": "done", "seconds": 60.0, "items": samples, "unit": "images"},
-            {"stage": "train glass seed 0", "event": "done", "seconds": 90.0, "items": 400, "unit": "steps"},
-            {"stage": "evaluate", "event": "skipped", "seconds": 0.0},
+            {"stage": "captions", "event": "start"},
+            {"stage": "captions", "event": "end", "seconds": 3.0, "result": {"prompts": samples}},
+            {"stage": "synthesize", "event": "start"},
+            {"stage": "synthesize", "event": "start"},
+            {
+                "stage": "synthesize",
+                "event": "end",
+                "seconds": 60.0,
+                "result": {"num": samples, "rate": 1.9, "flags": {"empty": 1}},
+            },
+            {"stage": "train/glass-seed0", "event": "end", "seconds": 90.0, "result": "models/glass-seed0"},
+            {
+                "stage": "train/unguided-seed0",
+                "event": "end",
+                "seconds": 80.0,
+                "result": "models/unguided-seed0",
+            },
+            {"stage": "evaluate/partworld-test/glass-seed0", "event": "start"},
+            {"stage": "captions", "event": "skipped", "reason": "complete"},
         ],
     )
-    dump(folder / "environment.json", {"python": "3.11.7", "torch": "2.13.0+cpu", "device": "cpu", "packages": {"diffusers": "0.42.1"}})
+    dump(
+        folder / "environment.json",
+        {
+            "glass_fast": {"version": "0.1.0", "python": "3.11.7", "prefix": "/home/someone/venv"},
+            "machine": {"system": "Linux", "cpus": 2},
+            "packages": {
+                "torch": {"installed": "2.13.0", "range": ">=2.10"},
+                "triton": {"installed": None, "range": ">=3.6"},
+            },
+            "gpu": {"available": False, "reason": "torch is a CPU build", "devices": []},
+            "ops": {"matching": {"backends": [{"name": "cpu"}], "chosen": {"cpu": "cpu"}}},
+            "environment": {"GLASS_FAST_REAL_DATA": "/home/someone/data"},
+        },
+    )
     return folder
 
 
