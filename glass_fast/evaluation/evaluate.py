@@ -23,7 +23,7 @@ _UPSAMPLE_BYTES = 128 * 2**20
 
 
 def slot_labels(masks: torch.Tensor, side: int) -> NDArray[np.uint8]:
-    """Slot index of each pixel: bilinear upsampling of the soft masks, then arg-max over slots.
+    """Slot index of each pixel: bilinear upsampling of the soft masks, then arg-max (ties: lowest slot).
 
     Args:
         masks: float ``(batch, slots, rows, columns)``.
@@ -33,15 +33,17 @@ def slot_labels(masks: torch.Tensor, side: int) -> NDArray[np.uint8]:
         uint8 ``(batch, side, side)``.
     """
     step = max(1, _UPSAMPLE_BYTES // (4 * masks.shape[1] * side * side))
-    parts = [
-        torch.nn.functional.interpolate(
-            masks[start : start + step].float(), size=(side, side), mode="bilinear", align_corners=False
-        )
-        .argmax(dim=1)
-        .to(torch.uint8)
-        .cpu()
-        for start in range(0, masks.shape[0], step)
-    ]
+    parts = []
+    for start in range(0, masks.shape[0], step):
+        part = masks[start : start + step].float()
+        full = torch.nn.functional.interpolate(part, size=(side, side), mode="bilinear", align_corners=False)
+        # a running maximum over slots: argmax over a strided dimension is ten times slower on the CPU
+        best = full[:, 0].clone()
+        labels = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+        for slot in range(1, full.shape[1]):
+            labels.masked_fill_(full[:, slot] > best, slot)
+            torch.maximum(best, full[:, slot], out=best)
+        parts.append(labels.cpu())
     return torch.cat(parts).numpy()
 
 

@@ -79,7 +79,8 @@ class ProtocolScores:
             labels: slot index of each pixel at the protocol's resolution, ``(batch, side, side)``.
             truths: the ground truth of each image.
         """
-        valid = np.stack([truth.valid for truth in truths])
+        stacked = np.stack([truth.valid for truth in truths])
+        valid = None if stacked.all() else stacked
         instance = self._histogram(labels, [truth.instances for truth in truths], valid)
         semantic = self._histogram(labels, [truth.classes for truth in truths], valid)
         with_background = score_histogram(instance, True), score_histogram(semantic, True)
@@ -91,7 +92,7 @@ class ProtocolScores:
         self.objects += int(foreground[0].segments.sum())
 
     def _histogram(
-        self, labels: NDArray[np.integer], targets: list[NDArray[np.int32]], valid: NDArray[np.bool_]
+        self, labels: NDArray[np.integer], targets: list[NDArray[np.int32]], valid: NDArray[np.bool_] | None
     ) -> NDArray[np.int64]:
         target = np.stack(targets)
         return joint_histogram(labels, target, self.num_slots, int(target.max(initial=0)) + 1, valid)

@@ -99,10 +99,10 @@ def _compact(labels: NDArray[np.int32], renumber: bool) -> tuple[NDArray[np.int3
     With ``renumber`` the lowest label present becomes 0 even when it is an object (the released script's
     behaviour); without it 0 stays reserved for the background.
     """
-    present = np.unique(labels)
-    if not renumber and (present.size == 0 or present[0] != 0):
-        present = np.concatenate([np.zeros(1, dtype=present.dtype), present])
-    return np.searchsorted(present, labels).astype(np.int32), present.astype(np.int32)
+    seen = np.bincount(labels.ravel(), minlength=1) > 0
+    seen[0] |= not renumber
+    table = (np.cumsum(seen) - 1).astype(np.int32)
+    return table[labels], np.flatnonzero(seen).astype(np.int32)
 
 
 def _ready_maps(
@@ -146,14 +146,18 @@ def build_ground_truth(record: Any, protocol: Protocol) -> GroundTruth:
         ignored |= overlap
     if protocol.void == "ignored":
         ignored |= _flag(record, "ignore", shape)
+    # renumber what is seen at its own resolution, then repeat pixels: small pictures are enlarged a lot
     rows, columns = crop_indices(shape[0], shape[1], protocol)
-    pick = np.ix_(rows, columns)
+    (own_rows, repeat_rows), (own_columns, repeat_columns) = (
+        np.unique(index, return_inverse=True) for index in (rows, columns)
+    )
+    pick, spread = np.ix_(own_rows, own_columns), np.ix_(repeat_rows, repeat_columns)
     instance_map, instance_ids = _compact(instances[pick], protocol.renumber)
     class_map, class_labels = _compact(classes[pick], protocol.renumber)
     return GroundTruth(
-        instances=instance_map,
-        classes=class_map,
-        valid=~ignored[pick],
+        instances=instance_map[spread],
+        classes=class_map[spread],
+        valid=~ignored[pick][spread],
         instance_classes=categories[instance_ids],
         class_labels=class_labels,
     )
@@ -167,10 +171,10 @@ def _flag(record: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.bool_]:
 def _classes_of(instances: NDArray[np.int32], classes: NDArray[np.int32]) -> NDArray[np.int32]:
     """Class of each instance id by majority of its pixels (ids are table indices; 0 -> 0)."""
     highest = int(instances.max(initial=0))
-    table = np.zeros(highest + 1, dtype=np.int32)
     width = int(classes.max(initial=0)) + 1
-    pairs, counts = np.unique(instances.astype(np.int64) * width + classes, return_counts=True)
-    for pair in pairs[np.argsort(counts, kind="stable")]:
-        table[pair // width] = pair % width
+    counts = np.bincount(
+        (instances.astype(np.int64) * width + classes).ravel(), minlength=(highest + 1) * width
+    )
+    table = counts.reshape(highest + 1, width).argmax(axis=1).astype(np.int32)
     table[0] = 0
     return table

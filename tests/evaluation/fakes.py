@@ -30,7 +30,7 @@ def record(key: str, side: int, boxes: Sequence[tuple[int, int, int, int, int]])
 
 
 def toy_dataset(count: int = 6, broken: Sequence[int] = ()) -> Dataset:
-    """Pictures of 32 px with 0, 1 or 2 objects (bands of a quarter) in turn; ``broken`` ones are unreadable."""
+    """Pictures of 32 px with 0, 1 or 2 objects (bands of a quarter) in turn; ``broken`` ones fail."""
     boxes = [[], [(1, 0, 0, 8, 32)], [(1, 0, 0, 8, 32), (3, 24, 0, 32, 32)]]
 
     def read(key: str) -> Record:

@@ -186,7 +186,7 @@ def test_real_photos(real_data: Path, kind: str) -> None:
 
 
 def test_coco_ground_truth_equals_pycocotools_painting(real_data: Path) -> None:
-    """Both protocols' label maps against painting pycocotools masks (resolution = shorter side: no resize)."""
+    """Both protocols' label maps against painting pycocotools masks; resolution = shorter side, unresized."""
     coco_module = pytest.importorskip("pycocotools.coco", reason="needs the eval extra")
     with contextlib.redirect_stdout(io.StringIO()):
         coco = coco_module.COCO(str(real_data / "coco" / "annotations" / "instances_val2017.json"))
