@@ -15,7 +15,7 @@ OP_FOLDERS := $(wildcard kernels/*/__init__.py)
 # A native or metadata change installs again; Python files are linked, so changing them does not.
 INSTALL_INPUTS := pyproject.toml setup.py $(NATIVE_SOURCES) $(OP_FOLDERS)
 
-DEMO_SET := $(if $(DEMO_IMAGES),--set discover.images=$(DEMO_IMAGES))
+DEMO_SET := $(if $(DEMO_IMAGES),--set 'discover.images=$(DEMO_IMAGES)')
 
 .PHONY: demo test test-all lint install clean
 
@@ -28,6 +28,7 @@ $(BIN)/python:
 # The names come from pyproject.toml, the only list.
 $(STAMP): $(INSTALL_INPUTS) | $(BIN)/python
 	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); x = p["project"]["optional-dependencies"]; print("\n".join(dict.fromkeys(r for g in (p["build-system"]["requires"], p["project"]["dependencies"], x["dev"], x["eval"]) for r in g if not r.startswith("glass-fast"))))' > $(VENV)/requirements.txt
+	@echo "installing dependencies into $(VENV) (a minute or two)"
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r $(VENV)/requirements.txt
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps -e .
 	touch $@

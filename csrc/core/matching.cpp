@@ -10,82 +10,117 @@ namespace glass_fast {
 namespace {
 
 // Shortest augmenting paths (Jonker and Volgenant, Computing 38, 1987) for a dense problem with
-// rows <= columns, in double. One object per thread: its buffers are reused from problem to problem.
+// rows <= columns, in double. Reduced costs `cost - row_price - column_price` stay >= 0, and 0 on matched pairs,
+// so a full matching is optimal. One object per thread: its buffers are reused from problem to problem.
 class Assignment {
  public:
-  // Column 0 is the virtual start of every path, so real columns are numbered from 1.
   void resize(int64_t rows, int64_t columns) {
     rows_ = rows;
     columns_ = columns;
-    cost_.resize(static_cast<size_t>(rows * columns));
-    row_price_.assign(static_cast<size_t>(rows), 0.0);
-    column_price_.assign(static_cast<size_t>(columns) + 1, 0.0);
-    row_of_.assign(static_cast<size_t>(columns) + 1, -1);
-    previous_.resize(static_cast<size_t>(columns) + 1);
-    distance_.resize(static_cast<size_t>(columns) + 1);
-    settled_.resize(static_cast<size_t>(columns) + 1);
+    stride_ = (columns + 3) / 4 * 4;  // whole vectors; the padding costs infinity and is never taken
+    cost_.assign(static_cast<size_t>(rows * stride_), kInfinity);
+    row_price_.resize(static_cast<size_t>(rows));
+    column_price_.assign(static_cast<size_t>(stride_), 0.0);
+    row_of_.assign(static_cast<size_t>(stride_), -1);
+    previous_.resize(static_cast<size_t>(stride_));
+    distance_.resize(static_cast<size_t>(stride_));
+    closed_.resize(static_cast<size_t>(stride_));
+    settled_.reserve(static_cast<size_t>(rows) + 1);
+    waiting_.reserve(static_cast<size_t>(rows));
   }
 
-  double* cost() { return cost_.data(); }
-  int64_t row_of_column(int64_t column) const { return row_of_[static_cast<size_t>(column) + 1]; }
+  double* cost_of_row(int64_t row) { return cost_.data() + row * stride_; }
+  int64_t row_of_column(int64_t column) const { return row_of_[static_cast<size_t>(column)]; }
 
   void solve() {
-    for (int64_t row = 0; row < rows_; ++row) insert(row);
+    waiting_.clear();
+    for (int64_t row = 0; row < rows_; ++row) {
+      // The cheapest column with column prices 0: a free one is matched at once.
+      const double* line = cost_of_row(row);
+      const int64_t column = lowest(line);
+      row_price_[row] = line[column];
+      if (row_of_[column] < 0)
+        row_of_[column] = row;
+      else
+        waiting_.push_back(row);
+    }
+    for (const int64_t row : waiting_) insert(row);
   }
 
  private:
-  // Adds one row to the matching along the path of least reduced cost (Dijkstra with prices).
+  static constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+  struct Settled {
+    int64_t column;
+    double distance;
+  };
+
+  // Index of the least value of a row of `stride_` doubles, the lowest of equals.
+  int64_t lowest(const double* values) const {
+    int64_t best = 0;
+    for (int64_t c = 1; c < columns_; ++c)
+      if (values[c] < values[best]) best = c;
+    return best;
+  }
+
+  // Adds one row to the matching along the path of least reduced cost (Dijkstra), then restores the prices.
   void insert(int64_t start) {
-    constexpr double kInfinity = std::numeric_limits<double>::infinity();
     std::fill(distance_.begin(), distance_.end(), kInfinity);
-    std::fill(settled_.begin(), settled_.end(), char{0});
-    row_of_[0] = start;
+    std::fill(closed_.begin(), closed_.end(), 0.0);
+    settled_.clear();
+    double least = 0.0;
+    int64_t row = start;
     int64_t column = 0;
-    do {
-      settled_[column] = 1;
-      const int64_t row = row_of_[column];
-      const double* line = cost_.data() + row * columns_ - 1;
-      const double price = row_price_[row];
-      double least = kInfinity;
-      int64_t next = 0;  // always replaced: costs are finite and a free column remains
-      for (int64_t c = 1; c <= columns_; ++c) {
-        if (settled_[c]) continue;
-        const double reduced = line[c] - price - column_price_[c];
-        if (reduced < distance_[c]) {
-          distance_[c] = reduced;
-          previous_[c] = column;
-        }
-        if (distance_[c] < least) {  // strict: the lowest column wins a tie
-          least = distance_[c];
-          next = c;
-        }
+    for (;;) {
+      const double* line = cost_of_row(row);
+      const double base = least - row_price_[row];
+      for (int64_t c = 0; c < stride_; ++c) {
+        // closed_ is infinite for settled columns: no branch, and infinity < infinity is false.
+        const double through = line[c] - column_price_[c] + base + closed_[c];
+        const bool shorter = through < distance_[c];
+        distance_[c] = shorter ? through : distance_[c];
+        previous_[c] = shorter ? row : previous_[c];
       }
-      for (int64_t c = 0; c <= columns_; ++c) {
-        if (settled_[c]) {
-          row_price_[row_of_[c]] += least;
-          column_price_[c] -= least;
-        } else {
-          distance_[c] -= least;
-        }
-      }
-      column = next;
-    } while (row_of_[column] >= 0);
-    while (column != 0) {
-      const int64_t before = previous_[column];
-      row_of_[column] = row_of_[before];
-      column = before;
+      column = lowest(distance_.data());
+      least = distance_[column];
+      row = row_of_[column];
+      if (row < 0) break;
+      settled_.push_back({column, least});
+      distance_[column] = kInfinity;
+      closed_[column] = kInfinity;
     }
+    row_price_[start] += least;
+    for (const Settled& s : settled_) {
+      row_price_[row_of_[s.column]] += least - s.distance;
+      column_price_[s.column] -= least - s.distance;
+    }
+    // Along the path every column takes over the row that reached it.
+    for (int64_t taker = previous_[column];; taker = previous_[column]) {
+      row_of_[column] = taker;
+      if (taker == start) break;
+      column = column_of(taker, column);
+    }
+  }
+
+  // Column that `row` held before it moved to `moved_to`: among the settled ones.
+  int64_t column_of(int64_t row, int64_t moved_to) const {
+    for (const Settled& s : settled_)
+      if (s.column != moved_to && row_of_[s.column] == row) return s.column;
+    return moved_to;
   }
 
   int64_t rows_ = 0;
   int64_t columns_ = 0;
+  int64_t stride_ = 0;
   std::vector<double> cost_;
   std::vector<double> row_price_;
   std::vector<double> column_price_;
   std::vector<double> distance_;
+  std::vector<double> closed_;
   std::vector<int64_t> row_of_;
   std::vector<int64_t> previous_;
-  std::vector<char> settled_;
+  std::vector<Settled> settled_;
+  std::vector<int64_t> waiting_;
 };
 
 // Prices are sums of at most rows + columns costs, so below this no price can overflow.
@@ -115,13 +150,16 @@ void solve_one(Assignment& assignment, const Float* cost, int64_t slots, int64_t
   if (slots == 0 || count == 0) return;
   const bool segments_are_rows = count <= slots;
   assignment.resize(std::min(count, slots), std::max(count, slots));
-  double* matrix = assignment.cost();
   if (segments_are_rows) {
-    for (int64_t k = 0; k < count; ++k)
-      for (int64_t s = 0; s < slots; ++s) *matrix++ = static_cast<double>(cost[s * segments + k]);
+    for (int64_t k = 0; k < count; ++k) {
+      double* row = assignment.cost_of_row(k);
+      for (int64_t s = 0; s < slots; ++s) row[s] = static_cast<double>(cost[s * segments + k]);
+    }
   } else {
-    for (int64_t s = 0; s < slots; ++s)
-      for (int64_t k = 0; k < count; ++k) *matrix++ = static_cast<double>(cost[s * segments + k]);
+    for (int64_t s = 0; s < slots; ++s) {
+      double* row = assignment.cost_of_row(s);
+      for (int64_t k = 0; k < count; ++k) row[k] = static_cast<double>(cost[s * segments + k]);
+    }
   }
   assignment.solve();
   if (segments_are_rows) {

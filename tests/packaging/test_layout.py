@@ -58,6 +58,27 @@ def test_nothing_imports_top_level_kernels(repo_root) -> None:
     assert not found, f"import glass_fast.kernels instead: {found}"
 
 
+def test_ops_import_only_what_lies_below_them(repo_root) -> None:
+    """import-linter does not see the mapped folders: an op may use errors, the native library and the registry."""
+    allowed = ("glass_fast.errors", "glass_fast.native", "glass_fast.kernels")
+    wrong = []
+    for path in (repo_root / "kernels").glob("*/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module == "glass_fast":
+                names = [f"glass_fast.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            else:
+                continue
+            for name in names:
+                inside = name.split(".")[0] == "glass_fast"
+                if inside and not any(name == base or name.startswith(base + ".") for base in allowed):
+                    wrong.append(f"{path.relative_to(repo_root)}:{node.lineno} imports {name}")
+    assert not wrong
+
+
 def test_every_folder_with_code_is_a_package(repo_root) -> None:
     """A folder without ``__init__.py`` works in a checkout but is left out of the wheel."""
     folders = {path.parent for path in (repo_root / "glass_fast").rglob("*.py")}
