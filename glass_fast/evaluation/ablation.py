@@ -4,7 +4,7 @@ Schema of ``ablation.json`` (all metrics and gains are fractions; None where a v
 
 * ``schema`` (1), ``kind`` ("ablation"), ``dataset`` (from the evaluations), ``protocol`` (the protocol of the
   gains), ``protocol_label``, ``reference`` (arm gains refer to), ``candidate`` (arm they are stated for);
-* ``arms``: arm -> ``{"seeds": [...], "metrics": {metric: {"mean", "std", "values"}},
+* ``arms``: arm -> ``{"seeds": [_seed(run) for run in runs], "metrics": {metric: {"mean", "std", "values"}},
   "relative": {metric: gain of the mean over the reference's mean}, "protocols": {name: {metric: {...}}}}``.
   ``metrics`` belong to ``protocol``; ``std`` is the sample deviation over seeds (None for one seed);
 * ``relative_gain``: candidate over reference in ``miou_i``, background as ``protocol`` counts it;
@@ -53,6 +53,12 @@ def _protocols_of(result: Mapping[str, Any], protocol: str) -> dict[str, dict[st
     return {
         protocol: {name: value for name, value in result.items() if name not in ("seed", "training_seed")}
     }
+
+
+def _seed(result: Mapping[str, Any]) -> int | None:
+    """Training seed of a result, else the seed it was evaluated with."""
+    known = result.get("training_seed")
+    return result.get("seed") if known is None else known
 
 
 def _statistics(runs: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
@@ -170,7 +176,7 @@ def _rand_index(
     }
 
 
-def render_ablation(table: Mapping[str, Any], columns: Mapping[str, str] = TABLE_COLUMNS) -> str:
+def ablation_text(table: Mapping[str, Any], columns: Mapping[str, str] = TABLE_COLUMNS) -> str:
     """Plain text for the terminal: percent, deviation over seeds, gains over the reference.
 
     Args:

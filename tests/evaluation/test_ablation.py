@@ -7,7 +7,7 @@ import json
 import pytest
 
 from glass_fast.errors import DataError
-from glass_fast.evaluation.ablation import ablation_table, relative_gain, render_ablation
+from glass_fast.evaluation.ablation import ablation_table, ablation_text, relative_gain
 
 
 def run(seed: int, miou: float, miou_fg: float, mbo_fg: float, fg_ari: float, dataset: str = "test") -> dict:
@@ -64,8 +64,16 @@ def test_bare_metric_dicts_and_missing_arms() -> None:
     alone = ablation_table({"kmeans": RESULTS["kmeans"]})
     assert alone["relative_gain"] is None and alone["relative_gain_per_seed"] == []
     assert alone["fg_ari"]["candidate"] is None
-    assert "n/a" in render_ablation(alone)
+    assert "n/a" in ablation_text(alone)
     assert relative_gain(0.5, 0.0) is None and relative_gain(None, 0.5) is None
+
+
+def test_runs_without_a_training_seed_go_by_their_evaluation_seed() -> None:
+    runs = {arm: [{**run(0, 0.4, 0.4, 0.4, 0.4), "training_seed": None, "seed": s} for s in (3, 4)] for arm in
+            ("unguided", "glass")}  # fmt: skip
+    table = ablation_table(runs)
+    assert table["arms"]["glass"]["seeds"] == [3, 4]
+    assert [row["seed"] for row in table["relative_gain_per_seed"]] == [3, 4]
 
 
 def test_unlike_results_are_refused() -> None:
@@ -78,7 +86,7 @@ def test_unlike_results_are_refused() -> None:
 
 
 def test_terminal_table_shows_absolute_and_relative() -> None:
-    text = render_ablation(ablation_table(RESULTS))
+    text = ablation_text(ablation_table(RESULTS))
     lines = text.splitlines()
     assert lines[0].split()[:2] == ["arm", "seeds"] and "mIoU_i fg" in lines[0] and "FG-ARI" in lines[0]
     glass = next(line for line in lines if line.startswith("glass "))
