@@ -1,0 +1,145 @@
+"""MLP decoder: a hand-computed case, an independent float64 form, both backends against each other."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from glass_fast import kernels
+from glass_fast.errors import ConfigError
+
+BACKENDS = ("reference", "torch")
+
+
+def make_layers(sizes, dtype=torch.float64):
+    return [
+        (
+            torch.randn(o, i, dtype=torch.float64).to(dtype) * i**-0.5,
+            0.1 * torch.randn(o, dtype=torch.float64).to(dtype),
+        )
+        for i, o in pairwise(sizes)
+    ]
+
+
+def independent(slots, positions, layers):
+    """Patch by patch and slot by slot with matrix-vector products."""
+    batch, count, patches = slots.shape[0], slots.shape[1], positions.shape[0]
+    width = layers[-1][0].shape[0] - 1
+    out = slots.new_zeros(batch, patches, width)
+    alphas = slots.new_zeros(batch, count, patches)
+    for b in range(batch):
+        for p in range(patches):
+            predictions = []
+            for s in range(count):
+                v = slots[b, s] + positions[p]
+                for weight, bias in layers[:-1]:
+                    v = torch.clamp(weight.mv(v) + bias, min=0)
+                predictions.append(layers[-1][0].mv(v) + layers[-1][1])
+            stacked = torch.stack(predictions)
+            e = torch.exp(stacked[:, -1] - stacked[:, -1].max())
+            alphas[b, :, p] = e / e.sum()
+            out[b, p] = (alphas[b, :, p, None] * stacked[:, :-1]).sum(0)
+    return out, alphas
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_by_hand(backend):
+    """Two slots, one patch, identity hidden layer: features 1 and 3, alpha logits 0 and ln 3 -> 1/4 and 3/4."""
+    layers = [
+        (torch.eye(2).double(), torch.zeros(2).double()),
+        (torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double(), torch.tensor([0.0, -1.0]).double()),
+    ]
+    slots = torch.tensor([[[0.5, 0.5], [2.5, 0.5 + math.log(3)]]], dtype=torch.float64)
+    positions = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    reconstruction, alpha = kernels.mlp_decoder(slots, positions, layers, backend=backend)
+    assert alpha.flatten().tolist() == pytest.approx([0.25, 0.75], abs=1e-15)
+    assert reconstruction.flatten().tolist() == pytest.approx([0.25 * 1 + 0.75 * 3], abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("batch", "count", "patches", "sizes"),
+    [(1, 1, 1, (2, 3, 3)), (2, 3, 5, (4, 7, 7, 4)), (2, 7, 9, (5, 11, 11, 11, 6)), (1, 64, 3, (3, 5, 2))],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_against_the_independent_form(backend, batch, count, patches, sizes):
+    layers = make_layers(sizes)
+    slots, positions = torch.randn(batch, count, sizes[0]).double(), torch.randn(patches, sizes[0]).double()
+    got = kernels.mlp_decoder(slots, positions, layers, backend=backend)
+    for found, wanted in zip(got, independent(slots, positions, layers), strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-13)  # float64 rounding
+
+
+def test_float32_backends_against_float64_at_a_working_size():
+    """Forward 1e-5, gradients 5e-5 relative RMS: bounds of the design page."""
+    sizes = (96, 128, 128, 128, 97)
+    layers64 = make_layers(sizes)
+    slots64, positions64 = torch.randn(2, 7, 96).double(), torch.randn(256, 96).double()
+    target = torch.randn(2, 256, 96).double()
+    flat64 = [slots64, positions64, *(t for pair in layers64 for t in pair)]
+
+    def run(dtype, backend):
+        leaves = [t.detach().to(dtype).requires_grad_() for t in flat64]
+        layers = list(zip(leaves[2::2], leaves[3::2], strict=True))
+        out, alpha = kernels.mlp_decoder(leaves[0], leaves[1], layers, backend=backend)
+        loss = (out - target.to(dtype)).square().mean() + (alpha * alpha).sum()
+        return [out, alpha], torch.autograd.grad(loss, leaves)
+
+    want, want_gradients = run(torch.float64, "reference")
+    for backend in BACKENDS:
+        got, gradients = run(torch.float32, backend)
+        for bound, pairs in (
+            (1e-5, zip(got, want, strict=True)),
+            (5e-5, zip(gradients, want_gradients, strict=True)),
+        ):
+            for found, wanted in pairs:
+                error = (found.double() - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()
+                assert float(error) <= bound
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend):
+    layers = make_layers((3, 4, 4, 3))
+    flat = [t.requires_grad_() for pair in layers for t in pair]
+    slots = torch.randn(1, 2, 3).double().requires_grad_()
+    positions = torch.randn(4, 3).double().requires_grad_()
+
+    def run(slots, positions, *flat):
+        return kernels.mlp_decoder(
+            slots, positions, list(zip(flat[::2], flat[1::2], strict=True)), backend=backend
+        )
+
+    assert torch.autograd.gradcheck(run, (slots, positions, *flat), fast_mode=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inactive_slots_do_not_mix_in(backend):
+    layers = make_layers((4, 6, 6, 4))
+    slots, positions = torch.randn(2, 5, 4).double(), torch.randn(7, 4).double()
+    active = torch.tensor([[True, False, True, False, False], [False] * 5])
+    reconstruction, alpha = kernels.mlp_decoder(slots, positions, layers, active=active, backend=backend)
+    alone, _ = kernels.mlp_decoder(slots[:1, [0, 2]], positions, layers, backend=backend)
+    assert torch.allclose(reconstruction[:1], alone, atol=1e-13)
+    assert float(alpha[0, [1, 3, 4]].abs().max()) == 0.0
+    assert torch.isfinite(reconstruction).all() and float(alpha[1, 0].min()) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slots": torch.zeros(1, 2, 5)}, "expected .B, S, d."),
+        ({"slots": torch.zeros(1, 65, 4)}, "65 slots"),
+        ({"layers": [(torch.zeros(3, 4), torch.zeros(3))]}, "1 layers"),
+        ({"layers": [(torch.zeros(3, 4), torch.zeros(3)), (torch.zeros(2, 4), torch.zeros(2))]}, "layer 1"),
+        ({"layers": [(torch.zeros(3, 4), torch.zeros(3)), (torch.zeros(1, 3), torch.zeros(1))]}, "1 outputs"),
+        ({"active": torch.ones(1, 3, dtype=torch.bool)}, "active"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    layers = [(torch.zeros(3, 4), torch.zeros(3)), (torch.zeros(5, 3), torch.zeros(5))]
+    arguments = {"slots": torch.zeros(1, 2, 4), "positions": torch.zeros(6, 4), "layers": layers} | change
+    with pytest.raises(ConfigError, match=message) as caught:
+        kernels.mlp_decoder(**arguments)
+    assert caught.value.code == "GF-CONFIG-042"
