@@ -4,7 +4,7 @@ Schema of ``ablation.json`` (all metrics and gains are fractions; None where a v
 
 * ``schema`` (1), ``kind`` ("ablation"), ``dataset`` (from the evaluations), ``protocol`` (the protocol of the
   gains), ``protocol_label``, ``reference`` (arm gains refer to), ``candidate`` (arm they are stated for);
-* ``arms``: arm -> ``{"seeds": [_seed(run) for run in runs], "metrics": {metric: {"mean", "std", "values"}},
+* ``arms``: arm -> ``{"seeds": [...], "metrics": {metric: {"mean", "std", "values"}},
   "relative": {metric: gain of the mean over the reference's mean}, "protocols": {name: {metric: {...}}}}``.
   ``metrics`` belong to ``protocol``; ``std`` is the sample deviation over seeds (None for one seed);
 * ``relative_gain``: candidate over reference in ``miou_i``, background as ``protocol`` counts it;
@@ -110,7 +110,7 @@ def ablation_table(
         names = dict.fromkeys(name for run in per_run for name in run)
         table = {name: _statistics([run[name] for run in per_run if name in run]) for name in names}
         arms[arm] = {
-            "seeds": [run["training_seed"] if "training_seed" in run else run.get("seed") for run in runs],
+            "seeds": [_seed(run) for run in runs],
             "metrics": table[protocol],
             "protocols": table,
         }
