@@ -71,6 +71,8 @@ class RunData:
     scores: list[Score] = field(default_factory=list)
     ablation: dict[str, Any] = field(default_factory=dict)
     mask_quality: dict[str, Any] = field(default_factory=dict)
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    """Inputs of the captions stage that gave no prompt."""
     objects: list[dict[str, Any]] = field(default_factory=list)
     discover_summary: dict[str, Any] = field(default_factory=dict)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
@@ -109,6 +111,7 @@ def collect(folder: Path) -> RunData:
     data.ablation = _object(data, folder / "ablation.json")
     data.mask_quality = _object(data, folder / "mask_quality.json")
     discover = folder / "discover"
+    data.rejects = _lines(data, folder / "prompts.rejects.jsonl")
     data.objects = _lines(data, discover / "objects.jsonl")
     data.discover_summary = _object(data, discover / "summary.json")
     data.quarantine = _lines(data, discover / "quarantine.jsonl")

@@ -1,4 +1,4 @@
-"""Thumbnails as data URIs: pictures, mask and slot overlays, soft maps. Pillow and numpy only."""
+"""Thumbnails as data URIs: pictures, mask overlays, slot maps, soft maps. Pillow and numpy only."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from glass_fast.errors import DataError
 from glass_fast.report.palette import UNCERTAIN, heat_colours, slot_palette, voc_palette
 
 THUMBNAIL = 168
@@ -63,24 +64,43 @@ def mask_overlay(
         side: longest side in pixels.
     """
     small, labels = _reduce(image, mask, side)
-    return picture(_blend(small, labels, voc_palette(), uncertain=True), alt, side)
+    return picture(_blend(small, labels), alt, side)
 
 
-def slot_overlay(
-    image: NDArray[np.uint8], slots: NDArray[np.integer], alt: str, side: int = THUMBNAIL
-) -> Picture:
-    """The picture with a map of slot indices.
+def slot_map(slots: NDArray[np.uint8], background: int | None, alt: str, side: int = THUMBNAIL) -> Picture:
+    """A map of slot indices in the colours of the overlays, as a palette PNG.
 
     Args:
-        image: uint8 (H, W, 3).
-        slots: integer (H, W); every value, 0 included, is one slot and gets its own colour.
+        slots: uint8 (H, W); every value, 0 included, is one slot.
+        background: slot that is taken for background and drawn light grey; None: none is known.
         alt: description for screen readers.
         side: longest side in pixels.
     """
-    small, labels = _reduce(image, np.minimum(slots, 254).astype(np.uint8), side)
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    colours[1:] = slot_palette(255)
-    return picture(_blend(small, labels + np.uint8(1), colours, uncertain=False), alt, side)
+    shown = Image.fromarray(np.ascontiguousarray(slots))
+    shown.thumbnail((side, side), Image.Resampling.NEAREST)
+    coloured = Image.frombytes("P", shown.size, shown.tobytes())
+    coloured.putpalette(slot_palette(background).tobytes())
+    buffer = io.BytesIO()
+    coloured.save(buffer, "PNG", optimize=True)
+    return _embed("image/png", buffer.getvalue(), shown.size, alt)
+
+
+def slot_map_file(path: Path, background: int | None, alt: str, side: int = THUMBNAIL) -> Picture:
+    """The same from a label map in the run folder.
+
+    Raises:
+        DataError: the file is no label map, damaged, or larger than the limits of this module.
+    """
+    from glass_fast.data.png import decode_exact
+
+    if path.stat().st_size > MAX_BYTES:
+        raise DataError("GF-DATA-195", f"{path.name} has more than {MAX_BYTES} bytes", "expected a label map")
+    labels = decode_exact(path.read_bytes(), path.name, MAX_PIXELS)
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise DataError(
+            "GF-DATA-195", f"{path.name} is {labels.dtype} {labels.shape}", "expected an 8-bit label map"
+        )
+    return slot_map(labels.astype(np.uint8), background, alt, side)
 
 
 def soft_map(values: NDArray[np.uint8], alt: str, side: int = MAP_SIDE) -> Picture:
@@ -126,22 +146,19 @@ def _reduce(
     return np.asarray(shown, dtype=np.uint8), np.asarray(labels, dtype=np.uint8)
 
 
-def _blend(
-    image: NDArray[np.uint8], labels: NDArray[np.uint8], colours: NDArray[np.uint8], *, uncertain: bool
-) -> NDArray[np.uint8]:
+def _blend(image: NDArray[np.uint8], labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Background greyed, labels tinted at 50 %, one-pixel light outline between labels."""
     base = image.astype(np.float32)
     grey = base.mean(axis=2, keepdims=True)
     out = 0.55 * base + 0.25 * grey + 0.2 * 255.0
     inside = labels > 0
-    tint = colours[labels].astype(np.float32)
+    tint = voc_palette()[labels].astype(np.float32)
     out[inside] = 0.5 * base[inside] + 0.5 * tint[inside]
-    if uncertain:
-        band = labels == UNCERTAIN
-        rows, columns = np.indices(labels.shape)
-        stripe = ((rows + columns) // 2) % 2 == 0
-        out[band] = 0.7 * base[band] + 0.3 * 255.0
-        out[band & stripe] = 245.0
+    band = labels == UNCERTAIN
+    rows, columns = np.indices(labels.shape)
+    stripe = ((rows + columns) // 2) % 2 == 0
+    out[band] = 0.7 * base[band] + 0.3 * 255.0
+    out[band & stripe] = 245.0
     edge = np.zeros(labels.shape, dtype=bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:, :] |= labels[1:, :] != labels[:-1, :]

@@ -121,11 +121,9 @@ def _samples(
 
 def _discover_intro(data: RunData, shown: int) -> str:
     summary = data.discover_summary
-    done = next(
-        (summary[k] for k in ("images", "processed", "done", "count") if fmt.is_number(summary.get(k))), None
-    )
+    done = next((summary[k] for k in ("discovered", "images") if fmt.is_number(summary.get(k))), None)
     of = f"{shown} of {fmt.count(done)}" if done is not None and done >= shown else str(shown)
-    return f"{of} pictures: objects marked in the picture, and the label mask."
+    return f"{of} pictures: objects marked in the picture, and the label map (light grey: background)."
 
 
 def _fit(context: dict[str, Any], pictures: int, max_bytes: int) -> bytes:

@@ -8,6 +8,8 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from glass_fast.data import png
+
 UNCERTAIN = 255
 """Label of pixels between the two thresholds (and of void pixels in VOC)."""
 
@@ -24,29 +26,6 @@ _METHODS: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 _EXTRA = ("#cc79a7", "#56b4e9", "#7a5195", "#8c6d31", "#3b7a57")
-
-_SLOTS = (
-    "#e6194b",
-    "#3cb44b",
-    "#4363d8",
-    "#f58231",
-    "#911eb4",
-    "#42d4f4",
-    "#f032e6",
-    "#bfef45",
-    "#469990",
-    "#9a6324",
-    "#800000",
-    "#808000",
-    "#000075",
-    "#ffe119",
-    "#fabed4",
-    "#dcbeff",
-    "#aaffc3",
-    "#ffd8b1",
-    "#a9a9a9",
-    "#fffac8",
-)
 
 
 def method_order(names: set[str]) -> list[str]:
@@ -68,16 +47,8 @@ def method_colour(name: str) -> str:
 
 
 def voc_palette() -> NDArray[np.uint8]:
-    """The 256-colour PASCAL VOC palette.
-
-    Returns:
-        uint8 (256, 3); bit k of the label id goes to bit ``7 - k // 3`` of channel ``k % 3``.
-    """
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for label in range(256):
-        for bit in range(8):
-            palette[label, bit % 3] |= ((label >> bit) & 1) << (7 - bit // 3)
-    return palette
+    """The 256-colour PASCAL VOC palette, uint8 (256, 3): the colours in which masks are stored."""
+    return np.array(png.voc_palette(), dtype=np.uint8).reshape(256, 3)
 
 
 def label_colour(label: int) -> str:
@@ -86,12 +57,12 @@ def label_colour(label: int) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def slot_palette(count: int) -> NDArray[np.uint8]:
-    """``count`` slot colours, uint8 (count, 3); they repeat after the 20th."""
-    rows = [_SLOTS[index % len(_SLOTS)] for index in range(count)]
-    return np.array([[int(row[i : i + 2], 16) for i in (1, 3, 5)] for row in rows], dtype=np.uint8).reshape(
-        -1, 3
-    )
+def slot_palette(background: int | None = None) -> NDArray[np.uint8]:
+    """Colour of each slot index, uint8 (256, 3), as in the overlays of the discover stage; background light grey."""
+    colours = np.roll(voc_palette(), -1, axis=0)
+    if background is not None and 0 <= background < 256:
+        colours[background] = (233, 236, 241)
+    return colours
 
 
 def heat_colours() -> NDArray[np.uint8]:

@@ -131,7 +131,11 @@ def stages(data: RunData) -> list[dict[str, Any]]:
             row["seconds"] = (row["seconds"] or 0.0) + float(event["seconds"])
         result = as_dict(event.get("result"))
         row["details"].update(
-            {k: v for k, v in result.items() if fmt.is_number(v) or isinstance(v, str | bool)}
+            {
+                k: v
+                for k, v in result.items()
+                if fmt.is_number(v) or isinstance(v, bool) or (isinstance(v, str) and "/" not in v)
+            }
         )
     return list(rows.values())
 
@@ -242,13 +246,16 @@ def device_name(data: RunData) -> str:
 def failures(data: RunData, shards: ShardSummary | None) -> dict[str, Any]:
     """Quarantined inputs, error events, and artefacts that could not be read."""
     rows = []
-    for record in data.quarantine[:MAX_ROWS]:
+    refused = [("discover", r) for r in data.quarantine] + [("captions", r) for r in data.rejects]
+    for stage, record in refused[:MAX_ROWS]:
         name = record.get("file") or record.get("image") or record.get("path") or record.get("id") or ""
         # Only the file name: a report is passed on, folders of its maker are nobody's business.
-        name = str(name).replace("\\", "/").rsplit("/", 1)[-1]
-        reason = record.get("reason") or record.get("message") or record.get("error") or ""
+        folder, _, name = str(name).replace("\\", "/").rpartition("/")
+        reason = str(record.get("reason") or record.get("message") or record.get("error") or "")
+        reason = reason.replace(f"{folder}/", "") if folder else reason
         rows.append(
             {
+                "stage": stage,
                 "name": fmt.clean(name, 120),
                 "code": fmt.clean(record.get("code"), 20),
                 "reason": fmt.clean(reason, 240),
@@ -277,7 +284,7 @@ def failures(data: RunData, shards: ShardSummary | None) -> dict[str, Any]:
     more = len(notes) - MAX_ROWS
     return {
         "quarantine": rows,
-        "more": max(len(data.quarantine) - MAX_ROWS, 0),
+        "more": max(len(refused) - MAX_ROWS, 0),
         "errors": errors[:MAX_ROWS],
         "notes": notes[:MAX_ROWS] + ([f"and {more:,} more"] if more > 0 else []),
         "none": none,

@@ -14,7 +14,7 @@ import numpy as np
 from glass_fast.errors import GlassError
 from glass_fast.report import gallery
 from glass_fast.report import text as fmt
-from glass_fast.report.collect import RunData, as_dict, class_names
+from glass_fast.report.collect import RunData, as_dict_list, class_names
 from glass_fast.report.palette import label_colour
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 SCANNED_MASKS = 1000
 """Masks decoded at most (evenly spread) for the per-class counts."""
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -248,48 +247,49 @@ def _card(sample: Sample, labels: tuple[str, ...]) -> SampleCard:
 
 
 def discovered_cards(data: RunData, limit: int) -> list[DiscoveredCard]:
-    """Overlays (and masks of the same name) written by the discover stage, in name order."""
-    folder = data.folder / "discover" / "overlays"
-    if not folder.is_dir() or limit <= 0:
-        return []
-    counts: Counter[str] = Counter()
-    best: dict[str, float] = {}
-    for record in data.objects:
-        stem = Path(str(record.get("image", record.get("file", record.get("id", ""))))).stem
-        score = record.get("score")
-        listed = record.get("objects")
-        counts[stem] += len(listed) if isinstance(listed, list) else 1
-        for value in [
-            score,
-            *(as_dict(o).get("score") for o in (listed if isinstance(listed, list) else [])),
-        ]:
-            if fmt.is_number(value):
-                best[stem] = max(best.get(stem, float("-inf")), float(value))
+    """Pictures of the discover stage with their overlay and label map, in the order of ``objects.jsonl``."""
+    folder = data.folder / "discover"
     cards: list[DiscoveredCard] = []
-    for path in sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")
-    ):
+    for record in data.objects:
         if len(cards) >= limit:
             break
-        stem = path.stem
-        name = fmt.clean(stem, 60)
-        objects = counts[stem] if data.objects else None
-        what = f"{objects} objects" if objects is not None else "objects"
-        try:
-            overlay = gallery.picture_file(path, f"Picture {name} with {what} marked", 220)
-        except (GlassError, OSError, ValueError) as problem:
-            data.note(path, problem)
+        name = str(record.get("name", ""))
+        overlay = _inside(folder, record.get("overlay"))
+        if overlay is None or not overlay.is_file():
             continue
-        cards.append(DiscoveredCard(name, objects, best.get(stem), overlay, _mask_picture(data, stem, name)))
+        listed = [o for o in as_dict_list(record.get("objects")) if not o.get("background")]
+        scores = [float(o["score"]) for o in listed if fmt.is_number(o.get("score"))]
+        shown = fmt.clean(name or overlay.stem, 60)
+        slot = record.get("background_slot")
+        background = int(slot) if fmt.is_number(slot) else None
+        try:
+            cards.append(
+                DiscoveredCard(
+                    shown,
+                    len(listed),
+                    max(scores, default=None),
+                    gallery.picture_file(overlay, f"Picture {shown} with {len(listed)} objects marked", 220),
+                    _label_map(folder, record.get("mask"), background, shown),
+                )
+            )
+        except (GlassError, OSError, ValueError) as problem:
+            data.note(overlay, problem)
     return cards
 
 
-def _mask_picture(data: RunData, stem: str, name: str) -> gallery.Picture | None:
-    path = data.folder / "discover" / "masks" / f"{stem}.png"
-    if not path.is_file():
+def _label_map(folder: Path, mask: Any, background: int | None, name: str) -> gallery.Picture | None:
+    path = _inside(folder, mask)
+    if path is None or not path.is_file():
+        return None
+    return gallery.slot_map_file(path, background, f"Label map of {name}: one colour per object", 220)
+
+
+def _inside(folder: Path, name: Any) -> Path | None:
+    """``folder/name`` when it lies inside ``folder``; a record must not make the report read other files."""
+    if not isinstance(name, str) or not name:
         return None
     try:
-        return gallery.picture_file(path, f"Slot mask of {name}", 220)
-    except (GlassError, OSError, ValueError) as problem:
-        data.note(path, problem)
+        path = (folder / name).resolve()
+    except (OSError, ValueError):
         return None
+    return path if path.is_relative_to(folder.resolve()) else None

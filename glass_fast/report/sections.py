@@ -194,7 +194,8 @@ def funnel(data: RunData, shards: ShardSummary | None, reject: Sequence[str]) ->
     """Prompts -> planned -> made -> kept, and the flags behind the difference."""
     prompts = data.prompts.total if data.prompts is not None else None
     planned = _planned(data, shards)
-    steps: list[tuple[str, int | None]] = [("prompts", prompts), ("planned", planned)]
+    inputs = prompts + len(data.rejects) if prompts is not None and data.rejects else None
+    steps: list[tuple[str, int | None]] = [("inputs", inputs), ("prompts", prompts), ("planned", planned)]
     if shards is not None:
         steps += [
             ("made", shards.total),

@@ -190,16 +190,33 @@ def write_run(folder: Path, *, samples: int = 20, seeds: int = 2, caption: str =
     (discover / "overlays").mkdir(parents=True)
     (discover / "masks").mkdir()
     rng = np.random.default_rng(5)
+    records = []
     for index in range(3):
         image, mask = drawn(rng, 96, index)
-        Image.fromarray(image).save(discover / "overlays" / f"photo{index}.png")
-        Image.fromarray(mask).save(discover / "masks" / f"photo{index}.png")
-    jsonl(discover / "objects.jsonl", [{"image": f"photo{i}.jpg", "score": 0.5 + i / 10} for i in range(3)])
+        Image.fromarray(image).save(discover / "overlays" / f"photo{index}.jpg")
+        Image.fromarray(np.where(mask > 0, 3, 0).astype(np.uint8)).save(
+            discover / "masks" / f"photo{index}.png"
+        )
+        objects = [
+            {"slot": 0, "background": True, "score": 0.95},
+            {"slot": 3, "background": False, "score": 0.5 + index / 10},
+        ]
+        names = {
+            "name": f"photo{index}",
+            "overlay": f"overlays/photo{index}.jpg",
+            "mask": f"masks/photo{index}.png",
+        }
+        records.append(
+            {"file": f"/home/someone/photo{index}.jpg", "background_slot": 0, "objects": objects, **names}
+        )
+    jsonl(discover / "objects.jsonl", records)
+    reason = "/home/someone/pictures/broken.jpg: truncated file"
     jsonl(
         discover / "quarantine.jsonl",
-        [{"file": "/home/someone/pictures/broken.jpg", "code": "GF-DATA-153", "reason": "truncated file"}],
+        [{"file": "/home/someone/pictures/broken.jpg", "code": "GF-DATA-153", "reason": reason}],
     )
-    dump(discover / "summary.json", {"images": 3, "quarantined": 1})
+    jsonl(folder / "prompts.rejects.jsonl", [{"id": "img-7", "code": "GF-CAP-040", "reason": "no class"}])
+    dump(discover / "summary.json", {"images": 4, "discovered": 3, "quarantined": 1})
     jsonl(
         folder / "run.jsonl",
         [

@@ -131,7 +131,7 @@ def test_figures_agree_with_the_evaluation_files(report: Path) -> None:
 
 def test_funnel_counts(report: Path) -> None:
     content = report.read_text("utf-8")
-    assert "prompts 20; planned 20; made 20; kept 19; without any flag 19" in content
+    assert "inputs 21; prompts 20; planned 20; made 20; kept 19; without any flag 19" in content
     text = " ".join(" ".join(page(report).text).split())
     assert "empty 1 5.0 % dropped before training" in text
     assert "class_missing 1 5.0 % kept, counted" in text
@@ -235,7 +235,7 @@ def test_damaged_artefacts_are_named(run_folder: Path, tmp_path: Path) -> None:
     (folder / "ablation.json").write_text("[1, 2")
     (folder / "environment.json").write_text("[]")
     (folder / "prompts.parquet").write_bytes(b"no parquet")
-    (folder / "discover" / "overlays" / "photo1.png").write_bytes(b"no picture")
+    (folder / "discover" / "overlays" / "photo1.jpg").write_bytes(b"no picture")
     (folder / "evaluation" / "partworld-test" / "glass-seed0.json").write_text('{"protocols": {"glass": 3}}')
     log = folder / "models" / "glass-seed0" / "log.jsonl"
     log.write_text("{broken\n" + log.read_text())
@@ -249,7 +249,7 @@ def test_damaged_artefacts_are_named(run_folder: Path, tmp_path: Path) -> None:
         "ablation.json",
         "environment.json",
         "prompts.parquet",
-        "photo1.png",
+        "photo1.jpg",
         "protocol glass is not an object",
         "log.jsonl",
         "shards",
@@ -333,3 +333,12 @@ def test_report_needs_no_torch() -> None:
 
     code = "import sys, glass_fast.report.html, glass_fast.report.tables; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_record_cannot_make_the_report_read_other_files(run_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    shutil.copy(folder / "discover" / "overlays" / "photo0.jpg", tmp_path / "secret.jpg")
+    record = {"name": "x", "overlay": "../../secret.jpg", "mask": "/etc/hostname", "objects": []}
+    (folder / "discover" / "objects.jsonl").write_text(json.dumps(record) + "\n")
+    assert "discovered" not in page(write_report(folder)).ids
