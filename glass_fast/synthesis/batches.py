@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from glass_fast.config.schema import SynthesisConfig
 from glass_fast.errors import NumericsError
 from glass_fast.synthesis.capture import AttentionCapture
-from glass_fast.synthesis.denoise import decode, denoise, in_float32, initial_noise, latent_size, use_attention
+from glass_fast.synthesis.denoise import (
+    decode,
+    denoise,
+    in_float32,
+    initial_noise,
+    latent_size,
+    use_attention,
+)
 from glass_fast.synthesis.masks import soft_maps
 from glass_fast.synthesis.schedulers import build_scheduler, identity, set_steps
 from glass_fast.synthesis.text import TextRow, check_negative, class_columns, encode_text, text_length
@@ -72,7 +79,10 @@ class BatchRunner:
     """
 
     def __init__(
-        self, generator: Generator, config: SynthesisConfig, classes: int,
+        self,
+        generator: Generator,
+        config: SynthesisConfig,
+        classes: int,
         note: Callable[[dict[str, Any]], None] = lambda event: None,
     ) -> None:
         self.generator, self.config, self.classes, self.note = generator, config, classes, note
@@ -82,7 +92,9 @@ class BatchRunner:
             check_negative(generator.tokenizer, config.negative_prompt, self.length)
         self.size = latent_size(generator, config.height, config.width)
         use_attention(generator.unet, config.attention)
-        self.capture = AttentionCapture(generator.unet, self.size, config.capture, want_self=config.masks.tau > 0)
+        self.capture = AttentionCapture(
+            generator.unet, self.size, config.capture, want_self=config.masks.tau > 0
+        )
         scheduler = build_scheduler(config.scheduler, generator.scheduler_config)
         timesteps = set_steps(scheduler, config.steps, "cpu")
         self.scheduler = identity(scheduler)
@@ -132,7 +144,8 @@ class BatchRunner:
         self._good = 0
         if self.rows == 1:
             raise NumericsError(
-                "GF-NUM-020", f"out of memory with a micro-batch of one row: {reason}",
+                "GF-NUM-020",
+                f"out of memory with a micro-batch of one row: {reason}",
                 "set synthesis.dtype=float16, a smaller synthesis.height and width, or a smaller "
                 "synthesis.capture.self_size",
             )
@@ -151,7 +164,9 @@ class BatchRunner:
         if config.capture.probe == "class_prompt":
             probe = encode([request.text.probe for request in padded]).to(parts.unet.dtype)
         negative = encode([config.negative_prompt]) if self.guided else None
-        columns = class_columns([request.text.spans for request in padded], self.length, self.classes).to(device)
+        columns = class_columns([request.text.spans for request in padded], self.length, self.classes).to(
+            device
+        )
         scheduler = build_scheduler(config.scheduler, parts.scheduler_config)
         set_steps(scheduler, config.steps, device)
         generators = [torch.Generator().manual_seed(request.seed) for request in padded]
@@ -160,8 +175,15 @@ class BatchRunner:
         with self.capture.attached():
             self.capture.begin(slice(first, first + self.rows), columns, probe)
             latents = denoise(
-                parts.unet, scheduler, noise, context, negative, generators, capture=self.capture,
-                guidance_scale=config.guidance_scale, guidance_rescale=config.guidance_rescale,
+                parts.unet,
+                scheduler,
+                noise,
+                context,
+                negative,
+                generators,
+                capture=self.capture,
+                guidance_scale=config.guidance_scale,
+                guidance_rescale=config.guidance_rescale,
             )
             maps = self.capture.finish()
         finite = latents.flatten(1).isfinite().all(dim=1) & maps.cross.flatten(1).isfinite().all(dim=1)
@@ -172,7 +194,13 @@ class BatchRunner:
         images, decoded = decode(parts.vae, latents)
         good = (finite.cpu() & decoded).tolist()
         return [
-            _made(images[row].numpy(), soft_row.numpy(), peak_row.tolist(), len(requests[row].text.spans), good[row])
+            _made(
+                images[row].numpy(),
+                soft_row.numpy(),
+                peak_row.tolist(),
+                len(requests[row].text.spans),
+                good[row],
+            )
             for row, (soft_row, peak_row) in enumerate(zip(soft.cpu(), peaks.cpu(), strict=True))
             if row < len(requests)
         ]

@@ -57,7 +57,9 @@ class AttentionCapture:
     def __init__(self, unet: Any, latent_size: Size, config: CaptureConfig, want_self: bool = True) -> None:
         self.unet = unet
         self.config = config
-        self.choice: LayerChoice = choose_layers(attention_layers(unet, latent_size), latent_size, config, want_self)
+        self.choice: LayerChoice = choose_layers(
+            attention_layers(unet, latent_size), latent_size, config, want_self
+        )
         self.weight = 0.0
         for layer in (*self.choice.cross, *self.choice.self_):
             _check_supported(layer.name, unet.get_submodule(layer.name))
@@ -170,8 +172,13 @@ class _SelfProcessor:
         self.capture = capture
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None, temb: Tensor | None = None, **kwargs: Any,
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         query = _split_heads(attn, attn.to_q(hidden_states))
         key = _split_heads(attn, attn.to_k(hidden_states))
@@ -187,8 +194,13 @@ class _CrossProcessor:
         self.name = name
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None, temb: Tensor | None = None, **kwargs: Any,
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = _split_heads(attn, attn.to_q(hidden_states))
@@ -224,6 +236,7 @@ def _check_supported(name: str, attn: Any) -> None:
     if odd:
         raise ConfigError(
             "GF-SYN-003",
-            f"attention layer {name} uses {', '.join(odd)}; capture supports the plain attention of Stable Diffusion UNets",
+            f"attention layer {name} uses {', '.join(odd)}; capture supports the plain attention of "
+            "Stable Diffusion UNets",
             "choose other layers with synthesis.capture.self_layers / cross_layers, or another generator",
         )

@@ -42,7 +42,8 @@ def latent_size(generator: Generator, height: int | None, width: int | None) -> 
     for name, pixels, default in (("height", height, native[0]), ("width", width, native[1])):
         if pixels is not None and pixels % factor:
             raise ConfigError(
-                "GF-SYN-005", f"synthesis.{name}={pixels}; expected a multiple of {factor}, the VAE's factor",
+                "GF-SYN-005",
+                f"synthesis.{name}={pixels}; expected a multiple of {factor}, the VAE's factor",
                 f"use {max(1, round(pixels / factor)) * factor}",
             )
         sides.append(default if pixels is None else pixels // factor)
@@ -183,7 +184,8 @@ def use_attention(unet: Any, kind: str) -> None:
     ]
     if missing:
         raise EnvironmentProblem(
-            "GF-ENV-030", f"synthesis.attention=xformers needs {' and '.join(missing)}",
+            "GF-ENV-030",
+            f"synthesis.attention=xformers needs {' and '.join(missing)}",
             "pip install 'glass-fast[xformers]' on a CUDA machine, or synthesis.attention=sdpa",
         )
     unet.enable_xformers_memory_efficient_attention()

@@ -75,7 +75,9 @@ def synthesize(
     """
     progress, stop = progress or Progress(), stop or StopToken()
     if not prompts:
-        raise DataError("GF-DATA-072", "the prompt table has no rows; expected at least one", "run glass-fast captions")
+        raise DataError(
+            "GF-DATA-072", "the prompt table has no rows; expected at least one", "run glass-fast captions"
+        )
     used = prompts[: config.num]
     for prompt in used:
         label_ids(prompt, labels)
@@ -88,14 +90,25 @@ def synthesize(
     plan = ShardPlan(config.num, config.shard_size, config.batch_size)
     facts = _facts(config, generator, runner)
     write_manifest(
-        out, kind="synthesis", plan=plan.as_dict(), labels=labels, generator=facts["generator"],
-        versions=facts["versions"], config=_job_config(config, prompts, seed),
+        out,
+        kind="synthesis",
+        plan=plan.as_dict(),
+        labels=labels,
+        generator=facts["generator"],
+        versions=facts["versions"],
+        config=_job_config(config, prompts, seed),
     )
     clean_temps(out)
     done = completed(out, plan)
     resumed = sum(spec.count for spec in plan.shards if spec.index in done)
     device = generator.unet.device.type
-    log.start(num=plan.num, resumed=resumed, device=device, captured_steps=runner.captured_steps, **_layer_facts(runner))
+    log.start(
+        num=plan.num,
+        resumed=resumed,
+        device=device,
+        captured_steps=runner.captured_steps,
+        **_layer_facts(runner),
+    )
     began = time.monotonic()
     finisher = Finisher(tuple(labels), config, facts)
     tally = _Tally(config)
@@ -117,8 +130,14 @@ def synthesize(
                     seconds = time.monotonic() - start
                     rows += zip(planned, made, strict=True)
                     log.write(
-                        "batch", shard=spec.index, first=batch.start, images=len(batch), rows=runner.rows,
-                        seconds=round(seconds, 4), rate=round(len(batch) / seconds, 4), peak_bytes=peak_memory(device),
+                        "batch",
+                        shard=spec.index,
+                        first=batch.start,
+                        images=len(batch),
+                        rows=runner.rows,
+                        seconds=round(seconds, 4),
+                        rate=round(len(batch) / seconds, 4),
+                        peak_bytes=peak_memory(device),
                     )
                     progress.advance(len(batch), **tally.shown())
                 if pending is not None:
@@ -148,7 +167,12 @@ class _Tally:
 
 
 def _write(
-    out: Path, spec: ShardSpec, rows: list[tuple[PlannedSample, Made]], finisher: Finisher, tally: _Tally, log: RunLog
+    out: Path,
+    spec: ShardSpec,
+    rows: list[tuple[PlannedSample, Made]],
+    finisher: Finisher,
+    tally: _Tally,
+    log: RunLog,
 ) -> None:
     """Finish and commit one shard (writer thread)."""
     start = time.monotonic()
@@ -217,7 +241,9 @@ def _finish(
     dropped: Counter[str] = Counter()
     rejected = 0
     for raised, names, extra in zip(
-        table.column("flags").to_pylist(), table.column("classes").to_pylist(), table.column("extra").to_pylist(),
+        table.column("flags").to_pylist(),
+        table.column("classes").to_pylist(),
+        table.column("extra").to_pylist(),
         strict=True,
     ):
         flags.update(raised)

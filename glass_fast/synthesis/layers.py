@@ -34,7 +34,8 @@ def native_latent_size(unet: Any) -> Size:
     size = unet.config.sample_size
     if size is None:
         raise ConfigError(
-            "GF-SYN-001", "the UNet's config.json has sample_size = null; expected the latent side",
+            "GF-SYN-001",
+            "the UNet's config.json has sample_size = null; expected the latent side",
             "set synthesis.height and synthesis.width",
         )
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -135,11 +136,16 @@ def _select(
     chosen = [layer for layer in of_size if filters is None or any(part in layer.name for part in filters)]
     if chosen:
         return tuple(chosen)
-    origin = f"capture.{kind}_size={asked}" if asked is not None else f"the default (latent / {4 if kind == 'cross' else 2})"
+    origin = (
+        f"capture.{kind}_size={asked}"
+        if asked is not None
+        else f"the default (latent / {4 if kind == 'cross' else 2})"
+    )
     if of_size:
         raise ConfigError(
             "GF-SYN-002",
-            f"capture.{kind}_layers={list(filters or ())} matches no {kind}-attention layer of {size[0]}x{size[1]} tokens; "
+            f"capture.{kind}_layers={list(filters or ())} matches no {kind}-attention layer of "
+            f"{size[0]}x{size[1]} tokens; "
             f"the UNet has there: {', '.join(layer.name for layer in of_size)}",
             "use substrings of these names",
         )
@@ -157,5 +163,7 @@ def describe(layers: Iterable[AttentionLayer], kind: str) -> str:
     for layer in layers:
         if layer.kind == kind:
             counts[layer.size] = counts.get(layer.size, 0) + 1
-    text = [f"{h}x{w} ({n} layer{'s' if n > 1 else ''})" for (h, w), n in sorted(counts.items(), reverse=True)]
+    text = [
+        f"{h}x{w} ({n} layer{'s' if n > 1 else ''})" for (h, w), n in sorted(counts.items(), reverse=True)
+    ]
     return ", ".join(text) or f"no {kind}-attention at all"

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glass_fast.kernels.mask_labels import mask_labels
-from glass_fast.kernels.propagation import propagation
 from glass_fast.config.schema import MasksConfig
 from glass_fast.errors import DataError
+from glass_fast.kernels.mask_labels import mask_labels
+from glass_fast.kernels.propagation import propagation
 from glass_fast.synthesis.capture import AttentionMaps
 
 UNCERTAIN = 255
@@ -109,10 +109,15 @@ def mask_from_maps(
         DataError: GF-DATA-070, the number of maps and labels differ or a label is out of range.
     """
     tensor = torch.as_tensor(np.ascontiguousarray(maps) if isinstance(maps, np.ndarray) else maps.cpu())
-    if tensor.ndim != 3 or tensor.shape[0] != len(label_ids) or not all(0 <= k < UNCERTAIN for k in label_ids):
+    if (
+        tensor.ndim != 3
+        or tensor.shape[0] != len(label_ids)
+        or not all(0 <= k < UNCERTAIN for k in label_ids)
+    ):
         raise DataError(
             "GF-DATA-070",
-            f"soft maps of shape {tuple(tensor.shape)} with label ids {list(label_ids)}; expected one label id in 0..254 a map",
+            f"soft maps of shape {tuple(tensor.shape)} with label ids {list(label_ids)}; "
+            "expected one label id in 0..254 a map",
             "read both from the same sample",
         )
     if not any(label_ids):

@@ -62,7 +62,8 @@ def capture_maps(
     config = config or CaptureConfig()
     if (images is None) == (latents is None) or not len(timesteps):
         raise ConfigError(
-            "GF-SYN-006", f"capture_maps got images={images is not None}, latents={latents is not None} and "
+            "GF-SYN-006",
+            f"capture_maps got images={images is not None}, latents={latents is not None} and "
             f"{len(timesteps)} timesteps; expected exactly one of images and latents, and at least one timestep",
         )
     if latents is None:
@@ -74,22 +75,33 @@ def capture_maps(
     capture = AttentionCapture(unet, (latents.shape[2], latents.shape[3]), config, want_self)
     length = text_length(generator.tokenizer, generator.text_encoder)
     rows = [
-        text_row(generator.tokenizer, length, Prompt(f"picture-{i}", "", tuple(names), prompt, probe, 0, "", ""), config.probe)
+        text_row(
+            generator.tokenizer,
+            length,
+            Prompt(f"picture-{i}", "", tuple(names), prompt, probe, 0, "", ""),
+            config.probe,
+        )
         for i, (prompt, probe, names) in enumerate(zip(prompts, class_prompts, classes, strict=True))
     ]
-    columns = class_columns([row.spans for row in rows], length, max(len(row.spans) for row in rows)).to(device)
+    columns = class_columns([row.spans for row in rows], length, max(len(row.spans) for row in rows)).to(
+        device
+    )
 
     def encoded(texts: list[str]) -> Tensor:
         return encode_text(generator.tokenizer, generator.text_encoder, texts, length).to(unet.dtype)
 
     context = encoded([row.prompt for row in rows])
     probe_states = encoded([row.probe for row in rows]) if config.probe == "class_prompt" else None
-    draws = [torch.Generator().manual_seed(seed) for seed in (seeds if seeds is not None else range(len(rows)))]
+    draws = [
+        torch.Generator().manual_seed(seed) for seed in (seeds if seeds is not None else range(len(rows)))
+    ]
     alphas = _alphas_cumprod(generator.scheduler_config)
     with capture.attached():
         capture.begin(slice(0, len(rows)), columns, probe_states)
         for timestep in timesteps:
-            noise = torch.cat([torch.randn(1, *latents.shape[1:], generator=draw) for draw in draws]).to(device)
+            noise = torch.cat([torch.randn(1, *latents.shape[1:], generator=draw) for draw in draws]).to(
+                device
+            )
             kept = float(alphas[timestep])
             noised = kept**0.5 * latents + (1.0 - kept) ** 0.5 * noise
             capture.step(float(timestep))

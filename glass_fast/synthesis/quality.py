@@ -74,7 +74,9 @@ def assess(
         "confidence": round(float(np.mean(found)), 6) if found else 0.0,
     }
     return Assessment(
-        tuple(flag for flag in FLAGS if raised[flag]), scores, tuple(round(area, 6) for area in areas),
+        tuple(flag for flag in FLAGS if raised[flag]),
+        scores,
+        tuple(round(area, 6) for area in areas),
         tuple(round(value, 6) for value in confidences),
     )
 

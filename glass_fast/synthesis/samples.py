@@ -48,15 +48,18 @@ def label_ids(prompt: Prompt, labels: Sequence[str]) -> tuple[int, ...]:
     """
     if len(labels) >= UNCERTAIN:
         raise DataError(
-            "GF-DATA-071", f"the label set has {len(labels)} names; a mask holds at most {UNCERTAIN - 1}",
+            "GF-DATA-071",
+            f"the label set has {len(labels)} names; a mask holds at most {UNCERTAIN - 1}",
             "use a smaller vocabulary",
         )
     ids = []
     for name in prompt.classes:
         if name not in labels:
             raise DataError(
-                "GF-DATA-071", f"prompt {prompt.id!r} has class {name!r}, which is not among the {len(labels)} labels: "
-                f"{', '.join(labels)}", "make the prompt table and its labels from the same vocabulary",
+                "GF-DATA-071",
+                f"prompt {prompt.id!r} has class {name!r}, which is not among the {len(labels)} labels: "
+                f"{', '.join(labels)}",
+                "make the prompt table and its labels from the same vocabulary",
             )
         ids.append(list(labels).index(name) + 1)
     return tuple(ids)
@@ -79,7 +82,9 @@ def versions() -> dict[str, str]:
     import glass_fast
 
     own = {
-        "glass_fast": glass_fast.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__,
+        "glass_fast": glass_fast.__version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
         "transformers": transformers.__version__,
     }
     return {**own, **codec_versions()}
@@ -118,9 +123,7 @@ class Finisher:
         size = (int(made.image.shape[0]), int(made.image.shape[1]))
         masks = config.masks
         mask = mask_from_maps(made.maps, kept, size, masks.threshold, masks.uncertain_threshold)
-        judged = assess(
-            made.image, mask, made.maps, kept, ids, masks.threshold, made.finite, config.quality
-        )
+        judged = assess(made.image, mask, made.maps, kept, ids, masks.threshold, made.finite, config.quality)
         meta = {
             "prompt": prompt.prompt,
             "class_prompt": prompt.class_prompt,

@@ -36,21 +36,25 @@ def build_scheduler(name: str, shipped: dict[str, Any]) -> Any:
 
     if name != "default" and name not in CLASSES:
         raise ConfigError(
-            "GF-SYN-010", f"synthesis.scheduler={name!r}; expected one of default, {', '.join(CLASSES)}",
+            "GF-SYN-010",
+            f"synthesis.scheduler={name!r}; expected one of default, {', '.join(CLASSES)}",
             "'default' is the scheduler that ships with the model",
         )
     class_name = str(shipped.get("_class_name", "")) if name == "default" else CLASSES[name]
     cls = getattr(diffusers, class_name, None)
     if cls is None or not hasattr(cls, "from_config"):
         raise ConfigError(
-            "GF-SYN-011", f"the model's scheduler_config.json names _class_name={class_name!r}, which diffusers "
-            f"{diffusers.__version__} does not have", f"choose synthesis.scheduler from {', '.join(CLASSES)}",
+            "GF-SYN-011",
+            f"the model's scheduler_config.json names _class_name={class_name!r}, which diffusers "
+            f"{diffusers.__version__} does not have",
+            f"choose synthesis.scheduler from {', '.join(CLASSES)}",
         )
     try:
         return cls.from_config(dict(shipped))
     except (TypeError, ValueError, NotImplementedError) as error:
         raise ConfigError(
-            "GF-SYN-011", f"{class_name} refuses the shipped scheduler configuration: {error}",
+            "GF-SYN-011",
+            f"{class_name} refuses the shipped scheduler configuration: {error}",
             f"choose synthesis.scheduler from {', '.join(CLASSES)}",
         ) from error
 
@@ -65,7 +69,8 @@ def set_steps(scheduler: Any, steps: int, device: Any) -> Any:
         scheduler.set_timesteps(steps, device=device)
     except (ValueError, IndexError, AssertionError) as error:
         raise ConfigError(
-            "GF-SYN-012", f"{type(scheduler).__name__} cannot do synthesis.steps={steps}: {error}",
+            "GF-SYN-012",
+            f"{type(scheduler).__name__} cannot do synthesis.steps={steps}: {error}",
             f"expected 1 to {getattr(scheduler.config, 'num_train_timesteps', 1000)} steps",
         ) from error
     return scheduler.timesteps

@@ -55,7 +55,10 @@ def text_row(tokenizer: Any, length: int, prompt: Prompt, probe: str) -> TextRow
             spans = class_spans(tokenizer, prompt.prompt, prompt.classes, max_length=length)
             return TextRow(prompt.prompt, prompt.prompt, tuple(map(tuple, spans)))
         spans = class_spans(tokenizer, prompt.class_prompt, prompt.classes, max_length=length)
-        if len(tokenizer(prompt.prompt, truncation=False, padding=False)["input_ids"]) > length:
+        if (
+            len(tokenizer(prompt.prompt, truncation=False, padding=False, verbose=False)["input_ids"])
+            > length
+        ):
             # the image would silently lack a class whose name is cut off; a cut caption is tolerable
             class_spans(tokenizer, prompt.prompt, prompt.classes, max_length=length)
     except DataError as error:
@@ -85,10 +88,11 @@ def check_negative(tokenizer: Any, text: str, length: int) -> None:
     Raises:
         ConfigError: GF-SYN-020.
     """
-    count = len(tokenizer(text, truncation=False, padding=False)["input_ids"])
+    count = len(tokenizer(text, truncation=False, padding=False, verbose=False)["input_ids"])
     if count > length:
         raise ConfigError(
-            "GF-SYN-020", f"synthesis.negative_prompt has {count} tokens; the text encoder takes {length}: {text!r}",
+            "GF-SYN-020",
+            f"synthesis.negative_prompt has {count} tokens; the text encoder takes {length}: {text!r}",
             "shorten the negative prompt",
         )
 

@@ -15,7 +15,9 @@ from glass_fast.kernels.attention_capture import cross_capture, self_capture, to
 SHAPES = [(1, 1, 1, 1, 1), (2, 3, 7, 5, 2), (2, 8, 64, 77, 3), (1, 5, 131, 77, 6), (3, 2, 256, 16, 1)]
 
 
-def inputs(shape: tuple[int, int, int, int, int], dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Any, Any]:
+def inputs(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any, Any, Any]:
     batch, heads, queries, keys, classes = shape
     draw = torch.Generator().manual_seed(sum(shape))
     query = torch.randn(batch, heads, queries, 8, generator=draw).mul_(2).to(dtype)
@@ -73,7 +75,9 @@ def test_half_precision_inputs_are_multiplied_in_float32() -> None:
 def test_blocks_of_queries_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, own, columns = inputs(SHAPES[3])
     whole = cross_capture(query, key, columns), self_capture(query, own)
-    monkeypatch.setitem(torch_heads._BLOCK, "cpu", 7 * 131)  # 7 rows of the self map at a time; 131 is not a multiple
+    monkeypatch.setitem(
+        torch_heads._BLOCK, "cpu", 7 * 131
+    )  # 7 rows of the self map at a time; 131 is not a multiple
     torch.testing.assert_close(cross_capture(query, key, columns), whole[0], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(self_capture(query, own), whole[1], rtol=1e-6, atol=1e-7)
 

@@ -27,14 +27,17 @@ class StoreEverything:
     Works from the inputs of the attention modules by hooks, so it shares no code with the processors.
     """
 
-    def __init__(self, unet: Any, class_states: torch.Tensor, conditional: slice, largest: int = 1024) -> None:
+    def __init__(
+        self, unet: Any, class_states: torch.Tensor, conditional: slice, largest: int = 1024
+    ) -> None:
         from diffusers.models.attention_processor import Attention
 
         self.maps: list[tuple[str, torch.Tensor]] = []
         self.class_states, self.conditional, self.largest = class_states, conditional, largest
         self.hooks = [
             module.register_forward_pre_hook(self.hook, with_kwargs=True)
-            for module in unet.modules() if isinstance(module, Attention)
+            for module in unet.modules()
+            if isinstance(module, Attention)
         ]
 
     def hook(self, module: Any, args: Any, kwargs: Any) -> None:
@@ -73,9 +76,13 @@ def encoded(parts: Any, texts: list[str], length: int) -> torch.Tensor:
     return encode_text(parts.tokenizer, parts.text_encoder, texts, length)
 
 
-@pytest.mark.parametrize(("shape", "widths", "groups", "steps"), [
-    ("sd15", (32, 64, 128, 128), 32, 2), ("sd21", (40, 80, 160, 160), 8, 1),
-])
+@pytest.mark.parametrize(
+    ("shape", "widths", "groups", "steps"),
+    [
+        ("sd15", (32, 64, 128, 128), 32, 2),
+        ("sd21", (40, 80, 160, 160), 8, 1),
+    ],
+)
 @torch.inference_mode()
 def test_streaming_equals_storing_every_map(
     tiny_sd: ModuleType, shape: str, widths: tuple[int, ...], groups: int, steps: int
@@ -86,7 +93,9 @@ def test_streaming_equals_storing_every_map(
     rows = rows_of(parts, tiny_sd, (0, 3), length)
     assert [len(row.spans) for row in rows] == [2, 2] and rows[0].probe != rows[1].probe
     columns = class_columns([row.spans for row in rows], length, 3)  # the third class is padding
-    context, probe = (encoded(parts, [getattr(row, name) for row in rows], length) for name in ("prompt", "probe"))
+    context, probe = (
+        encoded(parts, [getattr(row, name) for row in rows], length) for name in ("prompt", "probe")
+    )
     capture = AttentionCapture(parts.unet, (64, 64), CaptureConfig())
     brute = StoreEverything(parts.unet, probe, slice(2, 4))
     scheduler = build_scheduler("ddim", parts.scheduler_config)
@@ -95,13 +104,21 @@ def test_streaming_equals_storing_every_map(
     with capture.attached():
         capture.begin(slice(2, 4), columns, probe)
         denoise(
-            parts.unet, scheduler, initial_noise(generators, 4, (64, 64)), context, encoded(parts, [""], length),
-            generators, guidance_scale=7.5, capture=capture,
+            parts.unet,
+            scheduler,
+            initial_noise(generators, 4, (64, 64)),
+            context,
+            encoded(parts, [""], length),
+            generators,
+            guidance_scale=7.5,
+            capture=capture,
         )
         maps = capture.finish()
     brute.close()
     assert len(brute.maps) == steps * (16 + 11)  # all 16 cross layers, and the 11 self layers below 64x64
-    assert maps.self_ is not None and maps.self_.shape == (2, 1024, 1024) and maps.cross.shape == (2, 3, 16, 16)
+    assert (
+        maps.self_ is not None and maps.self_.shape == (2, 1024, 1024) and maps.cross.shape == (2, 3, 16, 16)
+    )
     wanted_self = brute.mean("self", 1024)
     probabilities = brute.mean("cross", 256)
     assert relative(maps.self_, wanted_self) <= 1e-5  # the bound of the task; measured about 3e-7
@@ -123,11 +140,20 @@ def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
 CONFIG = CaptureConfig(self_size=16, cross_size=8)
 
 
-def run(parts: Any, tiny_sd: ModuleType, config: CaptureConfig | None, steps: int = 4, probe: bool = True,
-        scheduler: str = "ddim", guidance: float = 3.0) -> tuple[torch.Tensor, Any]:
+def run(
+    parts: Any,
+    tiny_sd: ModuleType,
+    config: CaptureConfig | None,
+    steps: int = 4,
+    probe: bool = True,
+    scheduler: str = "ddim",
+    guidance: float = 3.0,
+) -> tuple[torch.Tensor, Any]:
     rows = rows_of(parts, tiny_sd, (0, 1), 16)
     columns = class_columns([row.spans for row in rows], 16, 2)
-    context, states = (encoded(parts, [getattr(row, name) for row in rows], 16) for name in ("prompt", "probe"))
+    context, states = (
+        encoded(parts, [getattr(row, name) for row in rows], 16) for name in ("prompt", "probe")
+    )
     built = build_scheduler(scheduler, parts.scheduler_config)
     set_steps(built, steps, "cpu")
     generators = [torch.Generator().manual_seed(index) for index in range(2)]
@@ -146,7 +172,9 @@ def run(parts: Any, tiny_sd: ModuleType, config: CaptureConfig | None, steps: in
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @torch.inference_mode()
-def test_the_image_is_bit_equal_with_and_without_capture(tiny_sd: ModuleType, tiny: Any, guidance: float) -> None:
+def test_the_image_is_bit_equal_with_and_without_capture(
+    tiny_sd: ModuleType, tiny: Any, guidance: float
+) -> None:
     before = {name: type(processor) for name, processor in tiny.unet.attn_processors.items()}
     plain, _ = run(tiny, tiny_sd, None, guidance=guidance)
     watched, _ = run(tiny, tiny_sd, CONFIG, guidance=guidance)
@@ -155,10 +183,22 @@ def test_the_image_is_bit_equal_with_and_without_capture(tiny_sd: ModuleType, ti
 
 
 def test_only_the_wanted_layers_get_a_processor(tiny: Any) -> None:
-    capture = AttentionCapture(tiny.unet, (16, 16), CaptureConfig(
-        self_size=16, cross_size=16, self_layers=("up_blocks.1.attentions.0",), cross_layers=("down_blocks.0",)))
+    capture = AttentionCapture(
+        tiny.unet,
+        (16, 16),
+        CaptureConfig(
+            self_size=16,
+            cross_size=16,
+            self_layers=("up_blocks.1.attentions.0",),
+            cross_layers=("down_blocks.0",),
+        ),
+    )
     with capture.attached():
-        changed = [name for name, p in tiny.unet.attn_processors.items() if type(p).__module__.startswith("glass_fast")]
+        changed = [
+            name
+            for name, p in tiny.unet.attn_processors.items()
+            if type(p).__module__.startswith("glass_fast")
+        ]
     assert sorted(changed) == [
         "down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor",
         "up_blocks.1.attentions.0.transformer_blocks.0.attn1.processor",
@@ -195,8 +235,16 @@ def test_probe_prompt_reads_the_prompts_own_columns(tiny_sd: ModuleType, tiny: A
     generators = [torch.Generator().manual_seed(index) for index in range(2)]
     with capture.attached():
         capture.begin(slice(2, 4), columns, context)
-        denoise(tiny.unet, built, initial_noise(generators, 4, (16, 16)), context, encoded(tiny, ["ugly"], 16),
-                generators, guidance_scale=3.0, capture=capture)
+        denoise(
+            tiny.unet,
+            built,
+            initial_noise(generators, 4, (16, 16)),
+            context,
+            encoded(tiny, ["ugly"], 16),
+            generators,
+            guidance_scale=3.0,
+            capture=capture,
+        )
         probed = capture.finish()
     torch.testing.assert_close(own.cross, probed.cross)
 
@@ -252,9 +300,12 @@ def test_unsupported_attention_is_refused(tiny: Any) -> None:
 
 def test_capture_maps_of_given_pictures(tiny_sd: ModuleType, tiny: Any) -> None:
     """Mean over timesteps = mean of single timesteps with the same noise; images and their latents agree."""
-    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(
+        0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     texts = {
-        "prompts": ["a car; car boat", "tree"], "class_prompts": ["car boat", "tree"],
+        "prompts": ["a car; car boat", "tree"],
+        "class_prompts": ["car boat", "tree"],
         "classes": [("car", "boat"), ("tree",)],
     }
     from glass_fast.synthesis.denoise import encode

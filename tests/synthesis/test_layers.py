@@ -21,12 +21,18 @@ def observed_sizes(unet: Any, latent: tuple[int, int]) -> dict[str, int]:
     hooks = []
     for name, module in unet.named_modules():
         if isinstance(module, Attention):
+
             def hook(_: Any, args: Any, kwargs: Any, name: str = name) -> None:
                 states = args[0] if args else kwargs["hidden_states"]
                 seen[name] = states.shape[1]
+
             hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     with torch.inference_mode():
-        unet(torch.zeros(1, 4, *latent), 5, encoder_hidden_states=torch.zeros(1, 3, unet.config.cross_attention_dim))
+        unet(
+            torch.zeros(1, 4, *latent),
+            5,
+            encoder_hidden_states=torch.zeros(1, 3, unet.config.cross_attention_dim),
+        )
     for handle in hooks:
         handle.remove()
     return seen
@@ -34,7 +40,9 @@ def observed_sizes(unet: Any, latent: tuple[int, int]) -> dict[str, int]:
 
 @pytest.mark.parametrize("latent", [(16, 16), (24, 16), (10, 14)])
 @pytest.mark.parametrize("shape", ["sd15", "sd21", "tiny"])
-def test_sizes_equal_what_a_forward_pass_sees(tiny_sd: ModuleType, shape: str, latent: tuple[int, int]) -> None:
+def test_sizes_equal_what_a_forward_pass_sees(
+    tiny_sd: ModuleType, shape: str, latent: tuple[int, int]
+) -> None:
     config = None if shape == "tiny" else tiny_sd.unet_config(shape, (40, 80, 80, 80), 16, 16, groups=8)
     unet = tiny_sd.generator(config).unet
     layers = attention_layers(unet, latent)
@@ -70,11 +78,17 @@ def test_filter_that_matches_nothing_lists_the_names(tiny: Any) -> None:
 
 
 def test_filters_keep_matching_layers_only(tiny: Any) -> None:
-    config = CaptureConfig(self_size=16, cross_size=16, cross_layers=("down_blocks.0", "up_blocks.1.attentions.0"),
-                           self_layers=("up_blocks.1.attentions.1",))
+    config = CaptureConfig(
+        self_size=16,
+        cross_size=16,
+        cross_layers=("down_blocks.0", "up_blocks.1.attentions.0"),
+        self_layers=("up_blocks.1.attentions.1",),
+    )
     choice = choose_layers(attention_layers(tiny.unet, (16, 16)), (16, 16), config)
     assert [layer.name.split(".transformer")[0] for layer in choice.cross] == [
-        "down_blocks.0.attentions.0", "up_blocks.1.attentions.0"]
+        "down_blocks.0.attentions.0",
+        "up_blocks.1.attentions.0",
+    ]
     assert [layer.name.split(".transformer")[0] for layer in choice.self_] == ["up_blocks.1.attentions.1"]
 
 

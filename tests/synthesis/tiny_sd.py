@@ -10,10 +10,31 @@ import torch
 from glass_fast.data.prompts import Prompt
 from glass_fast.models.loading import Generator, ModelSource, ensure_torchvision
 
-WORDS = ("a", "photo", "of", "and", "the", "car", "boat", "cup", "tree", "house", "potted", "plant", "aero", "ugly")
+WORDS = (
+    "a",
+    "photo",
+    "of",
+    "and",
+    "the",
+    "car",
+    "boat",
+    "cup",
+    "tree",
+    "house",
+    "potted",
+    "plant",
+    "aero",
+    "ugly",
+)
 SD_SCHEDULER = {
-    "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012,
-    "beta_schedule": "scaled_linear", "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False,
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
     "prediction_type": "epsilon",
 }
 
@@ -40,21 +61,34 @@ def tokenizer(max_length: int = 16) -> Any:
     )
 
 
-def unet_config(shape: str, widths: tuple[int, ...], cross_dim: int, size: int, groups: int = 32) -> dict[str, Any]:
+def unet_config(
+    shape: str, widths: tuple[int, ...], cross_dim: int, size: int, groups: int = 32
+) -> dict[str, Any]:
     """Layout of the SD 1.5 (``sd15``: 8 heads, 1x1 convolutions) or SD 2.1 UNet (``sd21``: growing heads, linear)."""
     attentions = len(widths) - 1
     heads: Any = 8 if shape == "sd15" else tuple(max(1, 5 * w // widths[0]) for w in widths)
     return {
-        "sample_size": size, "in_channels": 4, "out_channels": 4, "layers_per_block": 2,
-        "block_out_channels": widths, "cross_attention_dim": cross_dim, "norm_num_groups": groups,
+        "sample_size": size,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 2,
+        "block_out_channels": widths,
+        "cross_attention_dim": cross_dim,
+        "norm_num_groups": groups,
         "down_block_types": ("CrossAttnDownBlock2D",) * attentions + ("DownBlock2D",),
         "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attentions,
-        "attention_head_dim": heads, "use_linear_projection": shape == "sd21", "upcast_attention": shape == "sd21",
+        "attention_head_dim": heads,
+        "use_linear_projection": shape == "sd21",
+        "upcast_attention": shape == "sd21",
     }
 
 
 def generator(
-    unet: dict[str, Any] | None = None, *, max_length: int = 16, scheduler: dict[str, Any] | None = None, seed: int = 0,
+    unet: dict[str, Any] | None = None,
+    *,
+    max_length: int = 16,
+    scheduler: dict[str, Any] | None = None,
+    seed: int = 0,
     vae_widths: tuple[int, ...] = (8, 8),
 ) -> Generator:
     """A random generator; the default is as small as diffusers allows (16x16 latents, attention at 16 and 8)."""
@@ -63,8 +97,14 @@ def generator(
     from transformers import CLIPTextConfig, CLIPTextModel
 
     default = {
-        "sample_size": 16, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": (8, 16),
-        "cross_attention_dim": 16, "norm_num_groups": 4, "attention_head_dim": 2,
+        "sample_size": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "cross_attention_dim": 16,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
         "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     }
@@ -72,17 +112,31 @@ def generator(
     tokens = tokenizer(max_length)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        text = CLIPTextModel(CLIPTextConfig(
-            vocab_size=len(tokens), hidden_size=config["cross_attention_dim"], intermediate_size=32,
-            num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=max_length,
-            bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id,
-        ))
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokens),
+                hidden_size=config["cross_attention_dim"],
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=max_length,
+                bos_token_id=tokens.bos_token_id,
+                eos_token_id=tokens.eos_token_id,
+                pad_token_id=tokens.pad_token_id,
+            )
+        )
         network = UNet2DConditionModel(**config)
-        for module in network.modules():  # random attention is flat; sharper keys make the maps tell something
+        for (
+            module
+        ) in network.modules():  # random attention is flat; sharper keys make the maps tell something
             if hasattr(module, "to_k") and module.to_k is not None:
                 module.to_k.weight.data.mul_(8.0)
         vae = AutoencoderKL(
-            block_out_channels=vae_widths, layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=32,
+            block_out_channels=vae_widths,
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=32,
             down_block_types=("DownEncoderBlock2D",) * len(vae_widths),
             up_block_types=("UpDecoderBlock2D",) * len(vae_widths),
         )
@@ -99,13 +153,21 @@ LABELS = ("car", "boat", "aeroplane", "potted plant", "cup", "tree", "house")
 def prompts() -> list[Prompt]:
     """Four prompts with one, two and no classes, among them a split name and a two-word name."""
     rows = [
-        ("a car and a boat", ("car", "boat")), ("a photo of a tree", ("tree",)), ("the house", ()),
+        ("a car and a boat", ("car", "boat")),
+        ("a photo of a tree", ("tree",)),
+        ("the house", ()),
         ("an", ("potted plant", "cup")),
     ]
     return [
         Prompt(
-            f"p{index}", caption, classes, "; ".join(part for part in (caption, " ".join(classes)) if part),
-            " ".join(classes), 100 + index, "list", "",
+            f"p{index}",
+            caption,
+            classes,
+            "; ".join(part for part in (caption, " ".join(classes)) if part),
+            " ".join(classes),
+            100 + index,
+            "list",
+            "",
         )
         for index, (caption, classes) in enumerate(rows)
     ]
