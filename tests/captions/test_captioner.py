@@ -165,8 +165,8 @@ def test_kill_and_resume(blip_folder: Path, pictures: Path, tmp_path: Path) -> N
     code = (
         "import sys; from pathlib import Path; from glass_fast.captions.cache import CaptionCache as C\n"
         "cache = C(Path(sys.argv[1]), {'captioner': sys.argv[2], 'max_new_tokens': 8, 'num_beams': 1})\n"
-        "known = C(Path(sys.argv[3]), {'captioner': sys.argv[2], 'max_new_tokens': 8, 'num_beams': 1}).captions\n"
-        "pairs = list(known.items())\n"
+        "known = C(Path(sys.argv[3]), {'captioner': sys.argv[2], 'max_new_tokens': 8, 'num_beams': 1})\n"
+        "pairs = list(known.captions.items())\n"
         "[cache.append(pairs[i:i + 2]) for i in range(0, len(pairs), 2)]\n"
     )
     checksum = read_prompt_metadata(straight / "prompts.parquet")["captioner"]

@@ -165,6 +165,17 @@ def test_lists_of_names(names: list[str]) -> None:
     assert COCO.classes("behold " + ", then ".join(names)) == tuple(dict.fromkeys(names))
 
 
+@settings(max_examples=200)
+@given(st.lists(st.sampled_from(label_set("partworld").names), min_size=1, max_size=3))
+def test_renderer_captions(names: list[str]) -> None:
+    """Captions in the words of PartWorld's renderer (numbers, plurals, articles) give back exactly their
+    classes."""
+    from glass_fast.partworld.renderer import describe
+
+    caption = "a photo of " + describe(names)
+    assert PARTWORLD.classes(caption) == tuple(dict.fromkeys(names))
+
+
 def test_agreement_by_hand() -> None:
     scores = agreement([(["a", "b"], ["a"]), (["c"], ["c", "d", "e"])])
     assert scores["precision"] == pytest.approx(2 / 3) and scores["recall"] == pytest.approx(2 / 4)
