@@ -101,11 +101,17 @@ def dump_with_origins(loaded: LoadedConfig) -> str:
                 lines.append("  " * indent + f"{label}:")
                 walk(item, name, indent + 1)
             else:
-                text = json.dumps(item, ensure_ascii=False)
+                text = _yaml_number(item) if isinstance(item, float) else json.dumps(item, ensure_ascii=False)
                 lines.append("  " * indent + f"{label}: {text}  # {loaded.origins[name]}")
 
     walk(loaded.config.model_dump(mode="json"), "", 0)
     return "\n".join(lines) + "\n"
+
+
+def _yaml_number(value: float) -> str:
+    """A float that every YAML reader takes for one: YAML 1.1 wants a point before the exponent."""
+    mantissa, mark, exponent = repr(value).partition("e")
+    return f"{mantissa}{'' if '.' in mantissa or not mark else '.0'}{mark}{exponent}"
 
 
 # --- reading ---------------------------------------------------------------------------------------

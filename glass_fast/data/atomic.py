@@ -15,7 +15,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,17 +188,49 @@ def read_json(path: str | os.PathLike[str], what: str = "JSON file", max_bytes: 
     Raises:
         DataError: GF-DATA-103 missing, unreadable, too large or not JSON.
     """
+    return _parse_json(_read_limited(path, what, max_bytes), path, what)
+
+
+def seal(obj: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping with ``checksum``, the sha256 of its canonical JSON, so that it vouches for itself."""
+    content = {key: value for key, value in obj.items() if key != "checksum"}
+    return {**content, "checksum": hashlib.sha256(canonical_json(content)).hexdigest()}
+
+
+def read_sealed(path: str | os.PathLike[str], what: str, max_bytes: int = 2**26) -> dict[str, Any]:
+    """Read a file written as ``canonical_json(seal(...))``; any changed byte is found.
+
+    Raises:
+        DataError: GF-DATA-103 unreadable or not JSON, GF-DATA-104 changed after it was written.
+    """
+    data = _read_limited(path, what, max_bytes)
+    content = _parse_json(data, path, what)
+    if not isinstance(content, dict) or canonical_json(seal(content)) != data:
+        raise DataError(
+            "GF-DATA-104",
+            f"{what} {path} was changed after it was written: its checksum does not fit",
+            "restore it from a copy",
+        )
+    return content
+
+
+def _read_limited(path: str | os.PathLike[str], what: str, max_bytes: int) -> bytes:
     try:
         size = os.path.getsize(path)
         if size > max_bytes:
             raise DataError(
-                "GF-DATA-103", f"{what} {path} has {size} bytes, at most {max_bytes} are accepted"
+                "GF-DATA-103", f"{what} {path} has {size} bytes; at most {max_bytes} are accepted"
             )
-        return json.loads(Path(path).read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
+        return Path(path).read_bytes()
     except OSError as error:
         raise DataError(
             "GF-DATA-103", f"cannot read the {what} {path}: {error.strerror or error}", "check the path"
         ) from error
+
+
+def _parse_json(data: bytes, path: str | os.PathLike[str], what: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise DataError(
             "GF-DATA-103",

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from glass_fast.data.png import is_whole
 from glass_fast.errors import DataError
 
 MAX_PIXELS = 64_000_000
@@ -129,7 +130,7 @@ def _decode(
     data: bytes, kind: str, label: str, max_pixels: int, apply_orientation: bool
 ) -> NDArray[np.uint8]:
     image = Image.open(io.BytesIO(data), formats=(kind,))
-    if kind == "PNG" and not _png_is_whole(data):
+    if kind == "PNG" and not is_whole(data):
         raise DataError(
             "GF-DATA-154", f"{label} is truncated: its last PNG chunk is missing", "restore the file"
         )
@@ -150,16 +151,6 @@ def _decode(
     if orientation in _TRANSPOSITIONS:
         rgb = rgb.transpose(_TRANSPOSITIONS[orientation])
     return np.array(rgb, dtype=np.uint8)
-
-
-def _png_is_whole(data: bytes) -> bool:
-    """Whether the chunks lead to an end chunk; Pillow stops at the last pixel and would not miss the rest."""
-    position = 8
-    while position + 12 <= len(data):
-        if data[position + 4 : position + 8] == b"IEND":
-            return True
-        position += 12 + int.from_bytes(data[position : position + 4], "big")
-    return False
 
 
 def _orientation(image: Image.Image) -> int:

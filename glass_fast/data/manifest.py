@@ -7,6 +7,7 @@ runs of one configuration write the same bytes.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -81,32 +82,33 @@ def write_manifest(
         "generator": dict(generator) if generator is not None else None,
         "versions": dict(versions) if versions is not None else {},
     }
-    data = atomic.canonical_json(manifest)
+    manifest = atomic.seal(manifest)
     folder = atomic.make_directory(directory)
-    path = folder / MANIFEST_NAME
-    if path.exists():
-        if path.read_bytes() == data:
-            return manifest
-        differing = list(_differences(_plain(read_manifest(folder)), _plain(manifest)))
-        if differing:
-            shown = "; ".join(f"{key}: there {old!r}, now {new!r}" for key, old, new in differing[:4])
-            more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
-            raise ConfigError(
-                "GF-CONFIG-120",
-                f"{folder} was made with another configuration: {shown}{more}",
-                "repeat the original settings to continue, or choose another output folder",
-            )
-        return manifest
     with atomic.storage_errors(folder, "list the folder"):
-        strange = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    if strange:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    if MANIFEST_NAME in names:
+        _require_equal(read_manifest(folder), manifest, folder)
+        return manifest
+    if names:
         raise ConfigError(
             "GF-CONFIG-121",
-            f"{folder} is not empty and has no {MANIFEST_NAME} (it holds {strange[0]!r})",
+            f"{folder} is not empty and has no {MANIFEST_NAME} (it holds {names[0]!r})",
             "choose a new or empty output folder; nothing is ever deleted to make room",
         )
-    atomic.write_bytes(path, data)
+    atomic.write_bytes(folder / MANIFEST_NAME, atomic.canonical_json(manifest))
     return manifest
+
+
+def _require_equal(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    differing = list(_differences(_plain(old), _plain(new)))
+    if differing:
+        shown = "; ".join(f"{key}: there {there!r}, now {now!r}" for key, there, now in differing[:4])
+        more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise ConfigError(
+            "GF-CONFIG-120",
+            f"{folder} was made with another configuration: {shown}{more}",
+            "repeat the original settings to continue, or choose another output folder",
+        )
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -122,17 +124,14 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
             f"{os.fspath(directory)} holds no {MANIFEST_NAME}",
             "give a folder written by glass-fast synthesize",
         )
-    manifest = atomic.read_json(path, "manifest", max_bytes=2**26)
+    manifest = atomic.read_sealed(path, "manifest")
     problem = _problem(manifest)
     if problem:
         raise DataError("GF-DATA-131", f"manifest {path}: {problem}", "it is damaged; restore it from a copy")
-    assert isinstance(manifest, dict)
     return manifest
 
 
-def _problem(manifest: Any) -> str:
-    if not isinstance(manifest, dict):
-        return "expected a JSON object"
+def _problem(manifest: dict[str, Any]) -> str:
     if manifest.get("schema") != SCHEMA:
         return f"schema = {manifest.get('schema')!r}; this version reads schema {SCHEMA}"
     labels = manifest.get("labels")
@@ -155,8 +154,6 @@ def _problem(manifest: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """Through JSON once, so that tuples and lists compare equal."""
-    import json
-
     return json.loads(atomic.canonical_json(value))
 
 
@@ -166,7 +163,7 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, An
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             name = f"{prefix}.{key}" if prefix else key
-            if name == "config_hash":
+            if name in ("config_hash", "checksum"):
                 continue
             if key not in old or key not in new:
                 yield name, old.get(key, _MISSING), new.get(key, _MISSING)

@@ -56,6 +56,16 @@ def encode_labels(labels: NDArray[np.uint8]) -> bytes:
     return _save(image)
 
 
+def is_whole(data: bytes) -> bool:
+    """Whether the chunks of a PNG lead to an end chunk; Pillow stops at the last pixel and would not miss the rest."""
+    position = 8
+    while position + 12 <= len(data):
+        if data[position + 4 : position + 8] == b"IEND":
+            return True
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    return False
+
+
 def decode_exact(data: bytes, name: str, max_pixels: int = 2**26) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Values of a PNG exactly as stored: RGB, grey (8 or 16 bit) or palette *indices*.
 
@@ -81,6 +91,8 @@ def decode_exact(data: bytes, name: str, max_pixels: int = 2**26) -> NDArray[np.
                 raise DataError(
                     "GF-DATA-132", f"{name} has {width} x {height} pixels, at most {max_pixels} are accepted"
                 )
+            if not is_whole(data):
+                raise DataError("GF-DATA-132", f"{name} is truncated", "restore the file")
             image.load()
     except DataError:
         raise

@@ -280,12 +280,11 @@ def read_record(directory: Path, spec: ShardSpec) -> dict[str, Any]:
     """
     path = directory / f"{spec.stem}.json"
     try:
-        record = atomic.read_json(path, "commit record", max_bytes=2**20)
+        record = atomic.read_sealed(path, "commit record", max_bytes=2**20)
     except DataError as error:
         raise corrupt(path, error.message) from error
     good = (
-        isinstance(record, dict)
-        and record.get("schema") == RECORD_SCHEMA
+        record.get("schema") == RECORD_SCHEMA
         and all(
             isinstance(record.get(name), str) and _SHA256.match(record[name])
             for name in ("tar_sha256", "index_sha256")

@@ -118,19 +118,21 @@ def write_shard(
             atomic.publish(index.path, folder / f"{spec.stem}.parquet")
             fault_point("fsync_dir")
             atomic.fsync_directory(folder)
-            record = {
-                **(extra or {}),
-                "schema": RECORD_SCHEMA,
-                "index": spec.index,
-                "start": spec.start,
-                "count": spec.count,
-                "first_key": rows[0]["key"],
-                "last_key": rows[-1]["key"],
-                "tar_bytes": tar.size,
-                "tar_sha256": tar.sha256.hexdigest(),
-                "index_bytes": index.size,
-                "index_sha256": index.sha256.hexdigest(),
-            }
+            record = atomic.seal(
+                {
+                    **(extra or {}),
+                    "schema": RECORD_SCHEMA,
+                    "index": spec.index,
+                    "start": spec.start,
+                    "count": spec.count,
+                    "first_key": rows[0]["key"],
+                    "last_key": rows[-1]["key"],
+                    "tar_bytes": tar.size,
+                    "tar_sha256": tar.sha256.hexdigest(),
+                    "index_bytes": index.size,
+                    "index_sha256": index.sha256.hexdigest(),
+                }
+            )
             fault_point("write_record_temp")
             proof = stack.enter_context(_temp(folder))
             proof.write(atomic.canonical_json(record))
