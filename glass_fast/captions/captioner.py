@@ -226,28 +226,30 @@ def caption_images(
     items: list[Item] = []
     counts = {"images": len(paths), "captioned": 0, "reused": 0}
     progress.start(len(paths), "images", "captions")
-    for batch in _batches(paths, keys, config, known):
-        stop.check(f"{counts['captioned'] + counts['reused']} of {len(paths)} images are captioned")
-        fresh = [picture for picture in batch if picture.pixels is not None]
-        if fresh:
-            if captioner is None:
-                captioner = load(captioner_ref, device, config)
-            captions = captioner([picture.pixels for picture in fresh if picture.pixels is not None])
-            known.append([(picture.digest, text) for picture, text in zip(fresh, captions, strict=True)])
-        counts["captioned"] += len(fresh)
-        for picture in batch:
-            if picture.problem is not None:
-                rejects.add(picture.key, picture.problem.code, picture.problem.message)
-                continue
-            counts["reused"] += picture.pixels is None
-            try:
-                text = clean_caption(known.captions[picture.digest])
-            except DataError as error:
-                rejects.add(picture.key, error.code, error.message)
-            else:
-                items.append(Item(picture.key, text, picture.key))
-        progress.advance(len(batch))
-    progress.finish()
+    try:
+        for batch in _batches(paths, keys, config, known):
+            stop.check(f"{counts['captioned'] + counts['reused']} of {len(paths)} images are captioned")
+            fresh = [picture for picture in batch if picture.pixels is not None]
+            if fresh:
+                if captioner is None:
+                    captioner = load(captioner_ref, device, config)
+                captions = captioner([picture.pixels for picture in fresh if picture.pixels is not None])
+                known.append([(picture.digest, text) for picture, text in zip(fresh, captions, strict=True)])
+            counts["captioned"] += len(fresh)
+            for picture in batch:
+                if picture.problem is not None:
+                    rejects.add(picture.key, picture.problem.code, picture.problem.message)
+                    continue
+                counts["reused"] += picture.pixels is None
+                try:
+                    text = clean_caption(known.captions[picture.digest])
+                except DataError as error:
+                    rejects.add(picture.key, error.code, error.message)
+                else:
+                    items.append(Item(picture.key, text, picture.key))
+            progress.advance(len(batch))
+    finally:
+        progress.finish()
     return items, {**counts, "captioner": checksum}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from glass_fast.data.spans import (
@@ -255,20 +255,33 @@ def test_wrong_offsets_are_noticed(clip: Any) -> None:
     assert info.value.code == "GF-DATA-063"
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    caption=st.text(st.characters(exclude_categories=["Cs"]), max_size=60),
-    classes=st.lists(st.sampled_from(SPACED), min_size=1, max_size=5),
-)
-def test_any_caption(clip: Any, caption: str, classes: list[str]) -> None:
-    """Whatever the caption holds (also text that looks like special tokens), the columns spell the
-    classes."""
+CAPTIONS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+CLASS_LISTS = st.lists(st.sampled_from(SPACED), min_size=1, max_size=5)
+
+
+def check_any_caption(clip: Any, caption: str, classes: list[str]) -> None:
+    """Whatever the caption holds (also text like special tokens), the columns spell the classes."""
     text = fit_prompt(clip, caption, classes)
     spans = class_spans(clip, text, classes)
     ids = clip(text, truncation=True, max_length=77)["input_ids"]
     assert [[ids[c] for c in span] for span in spans] == [alone(clip, name) for name in classes]
     offsets = token_offsets(clip, text)
     assert all(0 <= a <= b <= len(text) for a, b in offsets)
+
+
+@settings(max_examples=500)
+@given(caption=CAPTIONS, classes=CLASS_LISTS)
+@example(caption="<|endoftext|> dog; hot dog", classes=["hot dog"])
+@example(caption="\u0301 e\u0301 \u0130", classes=["aeroplane", "tv"])
+def test_any_caption(clip: Any, caption: str, classes: list[str]) -> None:
+    check_any_caption(clip, caption, classes)
+
+
+@pytest.mark.slow
+@settings(max_examples=100_000)
+@given(caption=CAPTIONS, classes=CLASS_LISTS)
+def test_any_caption_at_length(clip: Any, caption: str, classes: list[str]) -> None:
+    check_any_caption(clip, caption, classes)
 
 
 def test_import_needs_no_torch() -> None:
