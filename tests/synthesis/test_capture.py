@@ -121,7 +121,7 @@ def test_streaming_equals_storing_every_map(
     )
     wanted_self = brute.mean("self", 1024)
     probabilities = brute.mean("cross", 256)
-    assert relative(maps.self_, wanted_self) <= 1e-5  # the bound of the task; measured about 3e-7
+    assert relative(maps.self_, wanted_self) <= 1e-5  # rounding of float32 sums; measured below 1e-6
     for row, sample in enumerate(rows):
         for index, span in enumerate(sample.spans):
             wanted = probabilities[row][:, list(span)].mean(-1).reshape(16, 16)
