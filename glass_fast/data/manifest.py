@@ -19,6 +19,8 @@ from glass_fast.errors import ConfigError, DataError
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 1
 _MISSING = "(absent)"
+_LOGS = ("run.jsonl",)
+"""Files of ours that may be there before the manifest, because a run that failed early left them."""
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -89,6 +91,7 @@ def write_manifest(
     if MANIFEST_NAME in names:
         _require_equal(read_manifest(folder), manifest, folder)
         return manifest
+    names = [name for name in names if name not in _LOGS]
     if names:
         raise ConfigError(
             "GF-CONFIG-121",

@@ -341,3 +341,10 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
         manifest.write_manifest(tmp_path, kind="shards", config={})
     assert caught.value.code == "GF-CONFIG-121" and "thesis.tex" in caught.value.message
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_run_log_of_a_failed_start_is_no_foreign_file(tmp_path: Path) -> None:
+    (tmp_path / "run.jsonl").write_text("{}\n")
+    (tmp_path / ".tmp-left-over").write_text("x")
+    manifest.write_manifest(tmp_path, kind="shards", config={})
+    assert manifest.read_manifest(tmp_path)["kind"] == "shards"
