@@ -43,10 +43,11 @@ def write_scenes(out: Path, split: str, num: int, *, seed: int = 0, start: int =
         scene = render(split, index, seed)
         key = f"{split}-{index:06d}"
         captions[key] = scene.caption
-        planes = {
-            "images": scene.image, "classes": scene.classes.astype(np.uint8),
-            "instances": scene.instances.astype(np.uint16), "parts": scene.parts.astype(np.uint16),
-        }
+        planes = {"images": scene.image}
+        if masks:
+            planes["classes"] = scene.classes.astype(np.uint8)
+            planes["instances"] = scene.instances.astype(np.uint16)
+            planes["parts"] = scene.parts.astype(np.uint16)
         for name in folders:
             (out / name / f"{key}.png").write_bytes(_png(planes[name]))
     write_bytes(out / "labels.json", json.dumps(list(CLASSES)).encode())
