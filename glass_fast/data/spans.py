@@ -56,7 +56,7 @@ def token_offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
         DataError: GF-DATA-061, the tokenizer gives no offsets and does not cut texts at spaces either.
     """
     if getattr(tokenizer, "is_fast", False):
-        encoded = tokenizer(text, return_offsets_mapping=True, truncation=False, padding=False)
+        encoded = tokenizer(text, return_offsets_mapping=True, truncation=False, padding=False, verbose=False)
         special = tokenizer.get_special_tokens_mask(encoded["input_ids"], already_has_special_tokens=True)
         pairs = encoded["offset_mapping"]
         return [(0, 0) if skip else (int(a), int(b)) for (a, b), skip in zip(pairs, special, strict=True)]
@@ -65,14 +65,16 @@ def token_offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
 
 def _word_offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
     """Offsets by words for a tokenizer without them: words are encoded alone and compared with the whole."""
-    whole = list(tokenizer(text, truncation=False, padding=False)["input_ids"])
+    whole = list(tokenizer(text, truncation=False, padding=False, verbose=False)["input_ids"])
     pieces: list[int] = []
     offsets: list[tuple[int, int]] = []
     position = 0
     for word in text.split():
         start = text.index(word, position)
         position = start + len(word)
-        ids = tokenizer(word, truncation=False, padding=False, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(word, truncation=False, padding=False, verbose=False, add_special_tokens=False)[
+            "input_ids"
+        ]
         pieces += ids
         offsets += [(start, position)] * len(ids)
     for before in range(len(whole) - len(pieces) + 1):
@@ -175,7 +177,7 @@ def _check_spelling(
     tokenizer: Any, text: str, classes: Sequence[str], spans: Sequence[Sequence[int]]
 ) -> None:
     """Decode the columns of each class and compare with its name."""
-    ids = tokenizer(text, truncation=False, padding=False)["input_ids"]
+    ids = tokenizer(text, truncation=False, padding=False, verbose=False)["input_ids"]
     for name, span in zip(classes, spans, strict=True):
         written = tokenizer.decode([ids[column] for column in span])
         if not span or _squash(written) != _squash(name):
