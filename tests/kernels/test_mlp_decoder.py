@@ -143,3 +143,23 @@ def test_wrong_arguments_are_named(change, message):
     with pytest.raises(ConfigError, match=message) as caught:
         kernels.mlp_decoder(**arguments)
     assert caught.value.code == "GF-CONFIG-042"
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 2**30])
+def test_pieces_of_a_batch_give_the_gradients_of_the_whole(monkeypatch, piece_bytes):
+    """One image a piece, and all in one piece, against automatic differentiation of the textbook form."""
+    from glass_fast.kernels.mlp_decoder import torch_split
+
+    monkeypatch.setattr(torch_split, "_PIECE_BYTES", piece_bytes)
+    flat = [t for pair in make_layers((4, 6, 5, 6, 4)) for t in pair]
+    slots, positions = torch.randn(3, 4, 4).double(), torch.randn(7, 4).double()
+    active = torch.tensor([[True] * 4, [True, False, True, False], [False] * 4])
+    pull, pull_alpha = torch.randn(3, 7, 3).double(), torch.randn(3, 4, 7).double()
+    gradients = {}
+    for backend in BACKENDS:
+        leaves = [t.clone().requires_grad_() for t in (slots, positions, *flat)]
+        layers = list(zip(leaves[2::2], leaves[3::2], strict=True))
+        out, alpha = kernels.mlp_decoder(leaves[0], leaves[1], layers, active=active, backend=backend)
+        gradients[backend] = torch.autograd.grad((out * pull).sum() + (alpha * pull_alpha).sum(), leaves)
+    for found, wanted in zip(gradients["torch"], gradients["reference"], strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-11, atol=1e-13)  # float64 rounding
