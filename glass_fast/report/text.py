@@ -76,13 +76,6 @@ def signed_percent(fraction: Any, digits: int = 1) -> str:
     return f"{100 * fraction:+.{digits}f} %".replace("-", "−")
 
 
-def signed_points(fraction: Any, digits: int = 1) -> str:
-    """``-0.157`` -> ``−15.7`` (points)."""
-    if not is_number(fraction):
-        return DASH
-    return f"{100 * fraction:+.{digits}f}".replace("-", "−")
-
-
 def seconds(value: Any) -> str:
     """``75`` -> ``1 min 15 s``."""
     if not is_number(value) or value < 0:
