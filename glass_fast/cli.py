@@ -172,7 +172,7 @@ def discover(
     """Find objects in pictures: label maps, JSONL with RLE, overlays."""
     from glass_fast import workflow
 
-    loaded = _load(config, set_)
+    loaded = _load(config, ["discover.limit=null", *set_])
     _print(_with_run(progress, lambda p, s: workflow.find_objects(loaded.config, model, images, out, p, s)), True)
 
 

@@ -36,11 +36,13 @@ def make_prompts(config: RunConfig, out: Path, progress: Progress, stop: StopTok
     """Captions stage: writes ``out/prompts.parquet``; returns its statistics."""
     from glass_fast.captions import build_prompts
     from glass_fast.data.label_sets import label_set
+    from glass_fast.models.loading import load_tokenizer
 
     settings = _with_pictures(config.captions, out)
     labels = label_set(settings.vocabulary)
     return build_prompts(
-        settings, labels, out, config.seed, config.device, config.models.captioner, progress=progress, stop=stop
+        settings, labels, out, config.seed, config.device, config.models.captioner, progress=progress, stop=stop,
+        tokenizer=load_tokenizer(config.models.generator),
     )
 
 
@@ -144,20 +146,23 @@ def score(
     from glass_fast.evaluation.baselines import build_baseline
     from glass_fast.evaluation.evaluate import evaluate
     from glass_fast.models.glass import Glass
-    from glass_fast.models.loading import load_encoder, resolve_device
+    from glass_fast.models.loading import folder_checksum, load_encoder, resolve_device, resolve_model
 
     device = resolve_device(config.device)
+    info: dict[str, Any] = {"ref": model if ":" in model else Path(model).name}
     if model in ("kmeans", "grid", "random_slots"):
         encoder = load_encoder(config.models.encoder, device, config.training.resolution)
         predictor = build_baseline(model, encoder, config.training, seed)
     else:
         predictor = Glass.from_pretrained(model, device=str(device))
+        path = resolve_model(model).path
+        info["checksum"] = folder_checksum(path) if path else None
     with tempfile.TemporaryDirectory() as temporary:
         source = dataset_folder(dataset, out or Path(temporary))
         records = open_dataset(source)
         return evaluate(
             predictor, records, config.evaluation.protocols, batch_size=config.evaluation.batch_size, seed=seed,
-            limit=dataset.limit, progress=progress, stop=stop, name=Path(model).name if "/" in model else model,
+            limit=dataset.limit, progress=progress, stop=stop, training_seed=seed, model_info=info, name=Path(model).name if "/" in model else model,
             dataset_info=dataset.model_dump(mode="json") | {"path": dataset.path if ":" in dataset.path else Path(dataset.path).name},
         )
 

@@ -40,6 +40,7 @@ __all__ = [
     "load_captioner",
     "load_encoder",
     "load_generator",
+    "load_tokenizer",
     "offline",
     "read_json",
     "resolve_device",
@@ -232,6 +233,26 @@ class Generator:
     scheduler_config: dict[str, Any]
     source: ModelSource
     checksum: str
+
+
+def load_tokenizer(ref: str | Path) -> Any:
+    """The CLIP tokenizer of a Stable Diffusion folder, without its networks.
+
+    Raises:
+        EnvironmentProblem: not found, or the folder has no tokenizer/.
+    """
+    ensure_torchvision()
+    from transformers import CLIPTokenizer
+
+    source = resolve_model(ref)
+    folder = source.folder() / "tokenizer"
+    if not folder.is_dir():
+        raise EnvironmentProblem(
+            "GF-MODEL-009",
+            f"generator {source.ref!r} ({folder.parent}) lacks tokenizer/",
+            "expected a Stable Diffusion folder in diffusers layout",
+        )
+    return _guarded(CLIPTokenizer, folder, {"local_files_only": True})
 
 
 def load_generator(
