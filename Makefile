@@ -47,9 +47,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@if command -v clang-format >/dev/null; then \
-	  find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs clang-format --dry-run -Werror; \
-	else echo "clang-format not found: C++ formatting not checked"; fi
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run -Werror
 
 clean:
 	rm -rf build *.egg-info glass_fast/_core*.so glass_fast/_ops*.so glass_fast/build_info.json $(STAMP)

@@ -142,8 +142,7 @@ Result mask_labels(const float* maps, const uint8_t* labels, const MaskLabelsSha
           const float* r1 = window.row(tap.index[1], horizontal.data());
           const float* r2 = window.row(tap.index[2], horizontal.data());
           const float* r3 = window.row(tap.index[3], horizontal.data());
-          take_best(r0, r1, r2, r3, tap.weight, label, shape.width, scratch.best.data(),
-                    scratch.best_label.data());
+          take_best(r0, r1, r2, r3, tap.weight, label, shape.width, scratch.best.data(), scratch.best_label.data());
         }
         apply_thresholds(scratch.best.data(), scratch.best_label.data(), threshold, uncertain_threshold,
                          shape.width, out + (b * shape.height + y) * shape.width);

@@ -16,7 +16,8 @@ namespace glass_fast {
 //
 // min(slots, counts[b]) pairs are made and their total cost is minimal. Of equal minima the one that the
 // algorithm reaches first is returned: rows of the smaller side in order, each taking its cheapest partner (the
-// lowest-numbered of equals) if that is free; the others follow, each along a cheapest augmenting path. Equal input gives equal output on every machine.
+// lowest-numbered of equals) if that is free; the others follow, each along a cheapest augmenting path. Equal input
+// gives equal output on every machine.
 //
 // On an error `match` holds -1 everywhere and the result names batch, slot (row) and segment (column).
 template <typename Float>

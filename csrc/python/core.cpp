@@ -52,7 +52,8 @@ py::array_t<uint8_t> mask_labels(const Dense<float>& maps, const Dense<uint8_t>&
   if (labels.ndim() != 2 || labels.shape(0) != maps.shape(0) || labels.shape(1) != maps.shape(1))
     throw py::value_error("mask_labels: labels must have shape (batch, classes)");
   if (height < 1 || width < 1) throw py::value_error("mask_labels: height and width must be at least 1");
-  const glass_fast::MaskLabelsShape shape{maps.shape(0), maps.shape(1), maps.shape(2), maps.shape(3), height, width};
+  const glass_fast::MaskLabelsShape shape{maps.shape(0), maps.shape(1), maps.shape(2),
+                                          maps.shape(3), height,        width};
   py::array_t<uint8_t> out({shape.batch, height, width});
   uint8_t* out_data = out.mutable_data();
   glass_fast::Result result;

@@ -39,12 +39,11 @@ Tensor matching(const Tensor& cost, const std::optional<Tensor>& counts) {
   }
   Tensor match = torch::stable::new_empty(cost, {batch, segments}, ScalarType::Long);
   int64_t* match_data = match.mutable_data_ptr<int64_t>();
-  const glass_fast::Result result =
-      dtype == ScalarType::Float
-          ? glass_fast::matching(dense.const_data_ptr<float>(), count_data, batch, slots, segments, threads(),
-                                 match_data)
-          : glass_fast::matching(dense.const_data_ptr<double>(), count_data, batch, slots, segments, threads(),
-                                 match_data);
+  const glass_fast::Result result = dtype == ScalarType::Float
+                                        ? glass_fast::matching(dense.const_data_ptr<float>(), count_data, batch,
+                                                               slots, segments, threads(), match_data)
+                                        : glass_fast::matching(dense.const_data_ptr<double>(), count_data, batch,
+                                                               slots, segments, threads(), match_data);
   raise_unless_ok("matching", result);
   return match;
 }
@@ -61,11 +60,10 @@ Tensor mask_labels(const Tensor& maps, const Tensor& labels, int64_t height, int
   const glass_fast::MaskLabelsShape shape{maps.size(0), maps.size(1), maps.size(2), maps.size(3), height, width};
   STD_TORCH_CHECK(height > 0 && width > 0, "mask_labels: height and width must be at least 1");
   Tensor out = torch::stable::new_empty(maps, {shape.batch, height, width}, ScalarType::Byte);
-  raise_unless_ok("mask_labels",
-                  glass_fast::mask_labels(dense_maps.const_data_ptr<float>(), dense_labels.const_data_ptr<uint8_t>(),
-                                          shape, static_cast<float>(threshold),
-                                          static_cast<float>(uncertain_threshold), threads(),
-                                          out.mutable_data_ptr<uint8_t>()));
+  raise_unless_ok("mask_labels", glass_fast::mask_labels(
+                                     dense_maps.const_data_ptr<float>(), dense_labels.const_data_ptr<uint8_t>(),
+                                     shape, static_cast<float>(threshold), static_cast<float>(uncertain_threshold),
+                                     threads(), out.mutable_data_ptr<uint8_t>()));
   return out;
 }
 
