@@ -42,7 +42,7 @@ def start(out: Path, num: int = NUM, fault: str = "") -> subprocess.Popen[bytes]
         "PYTHONHASHSEED": "random",
     }
     command = [sys.executable, str(ROOT / "tests/reliability/writer.py"), str(out), str(num), str(SHARD_SIZE)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def check_partial(out: Path) -> int:
@@ -76,45 +76,54 @@ def test_kill_at_fault_point(point: str, count: int, tmp_path: Path, undisturbed
     assert tree(out) == undisturbed
 
 
-def _random_kills(out: Path, kills: int, num: int, reference: dict[str, str], seed: int) -> int:
-    """Kill runs at random moments until ``kills`` of them hit a running process; returns the complete
-    runs."""
+def _random_kills(folder: Path, kills: int, seed: int) -> None:
+    """Kill a job at random moments of its work until ``kills`` of them have hit it; restart until each is done.
+
+    A kill waits for a random number of commits and then for a random part of a shard's time, so that it hits the
+    work however slow the machine is.
+    """
+    num = 36
+    begin = time.monotonic()
+    writer.run(folder / "reference", num, SHARD_SIZE)
+    shard_time = (time.monotonic() - begin) * SHARD_SIZE / num
+    reference = tree(folder / "reference")
     chance = random.Random(seed)
-    done = complete = attempt = 0
-    while done < kills:
-        attempt += 1
-        process = start(out / f"run{complete}", num=num)
-        try:
-            process.wait(timeout=chance.uniform(0.12, 0.9))
-        except subprocess.TimeoutExpired:
-            process.kill()
+    hits = inside = run = attempts = 0
+    while hits < kills:
+        attempts += 1
+        assert attempts < 10 * kills
+        out = folder / f"run{run}"
+        process = start(out, num)
+        assert process.stdout is not None
+        for _ in range(1 + chance.randint(0, 3)):
+            process.stdout.readline()
+        time.sleep(chance.uniform(0, 1.5 * shard_time))
+        process.kill()
         _, error = process.communicate()
-        if process.returncode == -signal.SIGKILL:
-            done += 1
-            check_partial(out / f"run{complete}")
-        else:
-            assert process.returncode == 0, error.decode()
-            assert tree(out / f"run{complete}") == reference
-            complete += 1
-        assert attempt < 20 * kills
-    writer.run(out / f"run{complete}", num, SHARD_SIZE)
-    assert tree(out / f"run{complete}") == reference
-    return complete + 1
-
-
-def _reference(folder: Path, num: int) -> dict[str, str]:
-    writer.run(folder, num, SHARD_SIZE)
-    return tree(folder)
+        assert process.returncode in (0, -signal.SIGKILL), error.decode()
+        hits += process.returncode == -signal.SIGKILL
+        done = check_partial(out) if out.exists() else 0
+        inside += 0 < done < num
+        if done == num:
+            assert (
+                writer.run(out, num, SHARD_SIZE) == []
+            )  # removes the temporary file of a kill after the commit
+            assert tree(out) == reference
+            run += 1
+    writer.run(folder / f"run{run}", num, SHARD_SIZE)
+    assert tree(folder / f"run{run}") == reference
+    # half of the kills must have hit a job with something committed and more to do; otherwise little was tested
+    assert inside >= kills // 2, f"{inside} of {kills} kills hit the work"
 
 
 def test_random_kills(tmp_path: Path) -> None:
     """20 kills (``make test-all``: 200)."""
-    assert _random_kills(tmp_path, 20, 150, _reference(tmp_path / "reference", 150), seed=1) >= 1
+    _random_kills(tmp_path, 20, seed=1)
 
 
 @pytest.mark.slow
 def test_random_kills_in_full(tmp_path: Path) -> None:
-    assert _random_kills(tmp_path, 200, 150, _reference(tmp_path / "reference", 150), seed=2) >= 1
+    _random_kills(tmp_path, 200, seed=2)
 
 
 def test_competing_writers(tmp_path: Path, undisturbed: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ Usage: ``python writer.py OUT NUM SHARD_SIZE``; running it again continues.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,9 @@ def make_sample(index: int) -> shards.Sample:
     )
 
 
-def run(out: Path, num: int, shard_size: int) -> list[int]:
-    """Write what is missing; returns the indices of the shards written."""
+def run(out: Path, num: int, shard_size: int, report: Callable[[], object] = lambda: None) -> list[int]:
+    """Write what is missing, calling ``report`` at the start and after each shard; returns the shards written."""
+    report()
     plan = ShardPlan(num, shard_size, 2)
     manifest.write_manifest(out, kind="shards", config={"seed": RUN_SEED}, plan=plan.as_dict(), labels=LABELS)
     shards.clean_temps(out)
@@ -50,8 +52,15 @@ def run(out: Path, num: int, shard_size: int) -> list[int]:
     todo = [spec for spec in plan.shards if spec.index not in done]
     for spec in todo:
         shards.write_shard(out, spec, (make_sample(i) for i in range(spec.start, spec.stop)))
+        report()
     return [spec.index for spec in todo]
 
 
+def tell() -> None:
+    """A line for the process that will kill this one."""
+    sys.stdout.write("step\n")
+    sys.stdout.flush()
+
+
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), tell)
