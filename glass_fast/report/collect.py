@@ -70,7 +70,6 @@ class RunData:
     models: list[ModelRun] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     ablation: dict[str, Any] = field(default_factory=dict)
-    mask_quality: dict[str, Any] = field(default_factory=dict)
     rejects: list[dict[str, Any]] = field(default_factory=list)
     """Inputs of the captions stage that gave no prompt."""
     objects: list[dict[str, Any]] = field(default_factory=list)
@@ -109,7 +108,6 @@ def collect(folder: Path) -> RunData:
     data.models = list(_models(data, folder / "models"))
     data.scores = list(_scores(data, folder / "evaluation"))
     data.ablation = _object(data, folder / "ablation.json")
-    data.mask_quality = _object(data, folder / "mask_quality.json")
     discover = folder / "discover"
     data.rejects = _lines(data, folder / "prompts.rejects.jsonl")
     data.objects = _lines(data, discover / "objects.jsonl")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import jinja2
+from markupsafe import Markup
 
 from glass_fast.errors import DataError
 from glass_fast.report import compare, run_sections, samples, sections
@@ -80,7 +84,6 @@ def _context(data: RunData, pictures: int) -> dict[str, Any]:
         "funnel": sections.funnel(data, shards, reject),
         "samples": _samples(data, dataset, shards, pictures),
         "classes": sections.classes(data, shards),
-        "mask_quality": run_sections.pairs(data.mask_quality),
         "discovered": {"cards": discovered, "intro": _discover_intro(data, len(discovered))}
         if discovered
         else None,
@@ -140,7 +143,8 @@ def _fit(context: dict[str, Any], pictures: int, max_bytes: int) -> bytes:
                 f"expected at most {fmt.size(max_bytes)}",
                 "look for unusually large metadata in the run folder",
             )
-        limit = min(limit - 1, int(limit * 0.75))
+        # Text does not shrink with the pictures, so this aims a little low and repeats.
+        limit = min(limit - 1, int(limit * 0.95 * max_bytes / len(content)))
 
 
 def _limited(context: dict[str, Any], limit: int, pictures: int) -> dict[str, Any]:
@@ -171,7 +175,6 @@ def _limited(context: dict[str, Any], limit: int, pictures: int) -> dict[str, An
         ("funnel", "Funnel"),
         ("samples", "Samples"),
         ("classes", "Classes"),
-        ("mask_quality", "Masks"),
         ("discovered", "Discovered"),
         ("training", "Training"),
         ("speed", "Time"),
@@ -179,22 +182,23 @@ def _limited(context: dict[str, Any], limit: int, pictures: int) -> dict[str, An
         ("configuration", "Configuration"),
         ("environment", "Environment"),
     )
-    out["sections"] = [
-        {"id": "masks" if key == "mask_quality" else key, "title": title} for key, title in titles if out[key]
-    ]
+    out["sections"] = [{"id": key, "title": title} for key, title in titles if out[key]]
     return out
 
 
-def _render(context: dict[str, Any]) -> bytes:
-    """Fill the template; every value is escaped unless it is markup built by this package."""
-    import jinja2
-    from markupsafe import Markup
-
+@functools.cache
+def _template() -> tuple[jinja2.Template, Markup]:
+    """The compiled template and the style sheet."""
     folder = resources.files("glass_fast.report") / "templates"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(count=fmt.count, number=fmt.number)
     template = environment.from_string((folder / "report.html.j2").read_text("utf-8"))
-    css = Markup((folder / "report.css").read_text("utf-8"))
+    return template, Markup((folder / "report.css").read_text("utf-8"))
+
+
+def _render(context: dict[str, Any]) -> bytes:
+    """Fill the template; every value is escaped unless it is markup built by this package."""
+    template, css = _template()
     return template.render(css=css, **context).encode("utf-8", "replace")

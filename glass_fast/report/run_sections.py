@@ -320,11 +320,6 @@ def _parents(key: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
 
 
-def pairs(value: dict[str, Any]) -> list[tuple[str, str]]:
-    """Flattened keys and printable values of a record."""
-    return [(fmt.clean(key, 80), plain(inner)) for key, inner in list(flatten(value))[:MAX_ROWS]]
-
-
 def plain(value: Any, limit: int = 200) -> str:
     """A short printable form of a JSON value."""
     if value is None:

@@ -200,7 +200,7 @@ def funnel(data: RunData, shards: ShardSummary | None, reject: Sequence[str]) ->
         steps += [
             ("made", shards.total),
             ("kept", shards.total - shards.rejected),
-            ("without any flag", shards.unflagged),
+            ("unflagged", shards.unflagged),
         ]
     bars = [charts.Bar(label, float(value), ACCENT) for label, value in steps if value is not None]
     if not bars or (shards is None and prompts is None):

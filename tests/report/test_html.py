@@ -131,7 +131,7 @@ def test_figures_agree_with_the_evaluation_files(report: Path) -> None:
 
 def test_funnel_counts(report: Path) -> None:
     content = report.read_text("utf-8")
-    assert "inputs 21; prompts 20; planned 20; made 20; kept 19; without any flag 19" in content
+    assert "inputs 21; prompts 20; planned 20; made 20; kept 19; unflagged 19" in content
     text = " ".join(" ".join(page(report).text).split())
     assert "empty 1 5.0 % dropped before training" in text
     assert "class_missing 1 5.0 % kept, counted" in text
