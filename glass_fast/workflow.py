@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from glass_fast.config.schema import CaptionsConfig, DatasetConfig, RunConfig, TrainingConfig
 from glass_fast.data.atomic import write_json
-from glass_fast.errors import ConfigError, DataError
+from glass_fast.errors import ConfigError, DataError, Stopped
 from glass_fast.progress import Progress, StopToken
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def make_shards(
 def _may_continue(out: Path, resume: bool) -> None:
     if not resume and Path(out).is_dir() and any(Path(out).iterdir()):
         raise ConfigError(
-            "GF-CONFIG-110", f"{out} is not empty and --no-resume was given", "choose another --out or allow --resume"
+            "GF-CONFIG-210", f"{out} is not empty and --no-resume was given", "choose another --out or allow --resume"
         )
 
 
@@ -99,7 +99,7 @@ def make_model(
     from glass_fast.training.trainer import train
 
     if arm not in ("unguided", "semantic", "glass", "upper_bound"):
-        raise ConfigError("GF-CONFIG-111", f"loss {arm!r} is unknown; expected unguided, semantic, glass or upper_bound")
+        raise ConfigError("GF-CONFIG-211", f"loss {arm!r} is unknown; expected unguided, semantic, glass or upper_bound")
     _may_continue(out, resume)
     device = resolve_device(config.device)
     encoder = load_encoder(config.models.encoder, device, config.training.resolution)
@@ -210,7 +210,7 @@ class _Run:
             if stored["key"] != json.loads(json.dumps(key)):
                 different = sorted(k for k in key if stored["key"].get(k) != json.loads(json.dumps(key[k])))
                 raise ConfigError(
-                    "GF-CONFIG-112", f"{self.out} holds stage {name} of another configuration (differs in: {', '.join(different)})",
+                    "GF-CONFIG-212", f"{self.out} holds stage {name} of another configuration (differs in: {', '.join(different)})",
                     "choose another out folder, or delete this one",
                 )
             if artefact.exists():
@@ -218,7 +218,12 @@ class _Run:
                 return stored["result"]
         self.log(stage=name, event="start")
         begin = time.monotonic()
-        result = work()
+        try:
+            result = work()
+        except BaseException as error:
+            event = "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed"
+            self.log(stage=name, event=event, seconds=round(time.monotonic() - begin, 3), error=str(error))
+            raise
         seconds = time.monotonic() - begin
         record.parent.mkdir(parents=True, exist_ok=True)
         write_json(record, {"stage": name, "key": key, "result": result, "artefact": artefact.name})

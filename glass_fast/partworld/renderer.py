@@ -132,9 +132,9 @@ def render(split: str, index: int, seed: int = 0) -> Scene:
         ConfigError: unknown split or negative index.
     """
     if split not in SPLITS:
-        raise ConfigError("GF-CONFIG-101", f"PartWorld split {split!r} is unknown; expected one of {', '.join(SPLITS)}")
+        raise ConfigError("GF-CONFIG-201", f"PartWorld split {split!r} is unknown; expected one of {', '.join(SPLITS)}")
     if index < 0:
-        raise ConfigError("GF-CONFIG-102", f"PartWorld scene index {index} is negative; expected 0 or more")
+        raise ConfigError("GF-CONFIG-202", f"PartWorld scene index {index} is negative; expected 0 or more")
     rng = np.random.default_rng([seed, SPLITS[split], index])
     background = _background(rng).clip(0, 255).astype(np.uint8)
     large = SIZE * _SCALE
