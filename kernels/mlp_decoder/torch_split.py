@@ -40,10 +40,10 @@ def mlp_decoder(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`glass_fast.kernels.mlp_decoder.mlp_decoder`."""
     flat = [tensor for pair in layers for tensor in pair]
-    if slots.device.type == "cpu" and torch.is_grad_enabled():
-        if any(tensor.requires_grad for tensor in (slots, positions, *flat)):
-            pair: tuple[Tensor, Tensor] = _InPieces.apply(slots, positions, active, *flat)
-            return pair
+    trained = torch.is_grad_enabled() and any(t.requires_grad for t in (slots, positions, *flat))
+    if slots.device.type == "cpu" and trained:
+        pair: tuple[Tensor, Tensor] = _InPieces.apply(slots, positions, active, *flat)
+        return pair
     weight, bias = layers[0]
     hidden = _hidden(functional.linear(slots, weight), functional.linear(positions, weight, bias), layers)
     reconstruction, alpha, _ = _mix(hidden[-1], *layers[-1], active)
