@@ -225,6 +225,17 @@ def _locate(ref: str | Path) -> tuple[str, dict[str, Any], loading.ModelSource, 
     return f"local-dir:{folder}", {}, source, folder
 
 
+def _trained_size(model: Any) -> tuple[int, int] | None:
+    """Input size of the weights by the folder's configuration; None when ``model_args`` fixed it already."""
+    settings = model.pretrained_cfg
+    if settings.get("source") == "local-dir":
+        config = loading.read_json(Path(settings["file"]) / "config.json")
+        if "img_size" in config.get("model_args", {}):
+            return None
+    size = settings.get("input_size")
+    return (int(size[1]), int(size[2])) if size else None
+
+
 def build_encoder(
     ref: str | Path, device: str | torch.device = "auto", resolution: int | None = None
 ) -> Encoder:
@@ -252,6 +263,10 @@ def build_encoder(
         options["img_size"] = resolution
     try:
         model = timm.create_model(name, **options)
+        native, built = _trained_size(model), getattr(getattr(model, "patch_embed", None), "img_size", None)
+        if resolution is None and built is not None and native is not None and tuple(built) != native:
+            # without `fixed_input_size` timm builds the architecture's default size, not that of the weights
+            model = timm.create_model(name, **options, img_size=native)
     except AssertionError as error:
         raise ConfigError(
             "GF-MODEL-024", f"encoder {source.ref!r} does not take resolution={resolution}: {error}"
