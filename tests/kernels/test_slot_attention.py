@@ -120,7 +120,7 @@ def test_full_size_against_a_float64_derivation(backend):
             # it shifts a token's logits equally for all slots, so its gradient is identically zero
             scale = float(want_gradients[2 + w64._fields.index("norm_slots_weight")].abs().max())
             assert float(wanted.abs().max()) <= 1e-12 * scale
-            assert float(found.abs().max()) <= 1e-4 * scale
+            assert float(found.abs().max()) <= 1e-5 * scale  # measured: 6e-7
         else:
             assert relative_rms(found, wanted) <= 5e-5, name
 
