@@ -18,23 +18,31 @@ import typer
 from glass_fast.errors import EXIT_BUG, GlassError
 
 app = typer.Typer(
-    name="glass-fast", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
+    name="glass-fast",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
     help="GLASS at full throughput: captions, synthetic images with masks, slot models, object discovery.",
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at configurations and presets.")
-partworld_app = typer.Typer(no_args_is_help=True, help="The embedded world: render scenes, rebuild its models.")
+partworld_app = typer.Typer(
+    no_args_is_help=True, help="The embedded world: render scenes, rebuild its models."
+)
 app.add_typer(config_app, name="config")
 app.add_typer(partworld_app, name="partworld")
 
 Config = Annotated[
-    list[str], typer.Option("--config", "-c", help="Preset name or YAML file; later ones win. Default: preset demo.")
+    list[str],
+    typer.Option("--config", "-c", help="Preset name or YAML file; later ones win. Default: preset demo."),
 ]
 Set = Annotated[list[str], typer.Option("--set", help="key.sub=value, over all files.")]
 Out = Annotated[Path, typer.Option("--out", help="Output folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Show = Annotated[str, typer.Option("--progress", help="auto, plain or none.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and end.")]
-Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue in a folder with earlier results.")]
+Resume = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Continue in a folder with earlier results.")
+]
 
 
 def _load(config: list[str], overrides: list[str]) -> Any:
@@ -64,7 +72,9 @@ def run(
     config: Annotated[str, typer.Argument(help="Preset name or YAML file.")] = "demo",
     files: Config = [],  # noqa: B006 - typer copies it
     set_: Set = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option("--out", help="Output folder (default: the configuration's).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Output folder (default: the configuration's).")
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
     progress: Show = "auto",
@@ -113,7 +123,10 @@ def synthesize(
     if dry_run:
         _print(workflow.plan(loaded, only="synthesize"), True)
         return
-    _print(_with_run(progress, lambda p, s: workflow.make_shards(loaded.config, prompts, out, p, s, resume)), True)
+    _print(
+        _with_run(progress, lambda p, s: workflow.make_shards(loaded.config, prompts, out, p, s, resume)),
+        True,
+    )
 
 
 @app.command()
@@ -138,7 +151,9 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder, partworld:slots, or a baseline: kmeans, grid, random_slots.")],
+    model: Annotated[
+        str, typer.Argument(help="Model folder, partworld:slots, or a baseline: kmeans, grid, random_slots.")
+    ],
     kind: Annotated[str, typer.Option("--kind", help="partworld, coco or voc.")] = "partworld",
     data: Annotated[str, typer.Option("--data", help="Data set root, or partworld:test.")] = "partworld:test",
     split: Annotated[str, typer.Option("--split", help="Split name, such as val2017 or val.")] = "val",
@@ -173,7 +188,9 @@ def discover(
     from glass_fast import workflow
 
     loaded = _load(config, ["discover.limit=null", *set_])
-    _print(_with_run(progress, lambda p, s: workflow.find_objects(loaded.config, model, images, out, p, s)), True)
+    _print(
+        _with_run(progress, lambda p, s: workflow.find_objects(loaded.config, model, images, out, p, s)), True
+    )
 
 
 @app.command()
@@ -203,7 +220,11 @@ def config_show(
     from glass_fast.config.load import dump_with_origins
 
     loaded = _load(config, set_)
-    _print({"config": loaded.config.model_dump(mode="json"), "origins": loaded.origins}, as_json, dump_with_origins(loaded))
+    _print(
+        {"config": loaded.config.model_dump(mode="json"), "origins": loaded.origins},
+        as_json,
+        dump_with_origins(loaded),
+    )
 
 
 @config_app.command("presets")
@@ -220,7 +241,9 @@ def partworld_render(
     split: Annotated[str, typer.Option("--split", help="train, tuning or test.")] = "test",
     num: Annotated[int, typer.Option("--num", min=1)] = 100,
     start: Annotated[int, typer.Option("--start", min=0, help="First scene number.")] = 0,
-    masks: Annotated[bool, typer.Option("--masks/--no-masks", help="Also write class, instance and part masks.")] = True,
+    masks: Annotated[
+        bool, typer.Option("--masks/--no-masks", help="Also write class, instance and part masks.")
+    ] = True,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
     """Write scenes to a folder: pictures and captions, with masks unless told otherwise."""
@@ -232,7 +255,9 @@ def partworld_render(
 @partworld_app.command("build")
 def partworld_build(
     out: Out,
-    target: Annotated[str, typer.Option("--target", help="cpu (2 cores), gpu, or smoke (a few steps, for tests).")] = "cpu",
+    target: Annotated[
+        str, typer.Option("--target", help="cpu (2 cores), gpu, or smoke (a few steps, for tests).")
+    ] = "cpu",
     stages: Annotated[list[str], typer.Option("--stage", help="Only these stages.")] = [],  # noqa: B006
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
@@ -241,7 +266,11 @@ def partworld_build(
     """Re-create every PartWorld model from nothing; run again to continue after a stop."""
     from glass_fast.partworld.build import build
 
-    typer.echo(json.dumps(_with_run(progress, lambda p, s: build(out, target, tuple(stages), seed, device, p, s)), indent=2))
+    typer.echo(
+        json.dumps(
+            _with_run(progress, lambda p, s: build(out, target, tuple(stages), seed, device, p, s)), indent=2
+        )
+    )
 
 
 def main() -> None:
@@ -253,7 +282,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except Exception:  # the border: an unexpected exception is our bug, and says so
         traceback.print_exc()
-        sys.stderr.write("\nThis is a bug in glass-fast. Please report it with the output of `glass-fast doctor`.\n")
+        sys.stderr.write(
+            "\nThis is a bug in glass-fast. Please report it with the output of `glass-fast doctor`.\n"
+        )
         sys.exit(EXIT_BUG)
 
 

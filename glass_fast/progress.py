@@ -32,7 +32,9 @@ class StopToken:
     def check(self, what: str) -> None:
         """Raise :class:`Stopped` when a stop was asked for; ``what`` names what has been saved."""
         if self.stopped:
-            raise Stopped("GF-STOP-001", f"stopped on request; {what}", "run the same command again to continue")
+            raise Stopped(
+                "GF-STOP-001", f"stopped on request; {what}", "run the same command again to continue"
+            )
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self._event.is_set():
@@ -46,7 +48,9 @@ class StopToken:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
@@ -81,7 +85,10 @@ class Progress:
         """One plain line: done, total, rate, ETA in seconds and the extra fields."""
         rate = self.rate()
         eta = (self.total - self.done) / rate if rate > 0 else float("nan")
-        extra = "".join(f" {key}={value:.4g}" if isinstance(value, float) else f" {key}={value}" for key, value in fields.items())
+        extra = "".join(
+            f" {key}={value:.4g}" if isinstance(value, float) else f" {key}={value}"
+            for key, value in fields.items()
+        )
         return f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.3g}/s, {eta:.0f} s left{extra}"
 
 
@@ -121,8 +128,12 @@ class RichProgress(Progress):
 
         super().start(total, unit, label, done)
         self._bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[info]}"),
-            TimeRemainingColumn(), console=Console(stderr=True),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[info]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
         )
         self._bar.start()
         self._task = self._bar.add_task(label, total=total, completed=done, info="")

@@ -41,7 +41,14 @@ def make_prompts(config: RunConfig, out: Path, progress: Progress, stop: StopTok
     settings = _with_pictures(config.captions, out)
     labels = label_set(settings.vocabulary)
     return build_prompts(
-        settings, labels, out, config.seed, config.device, config.models.captioner, progress=progress, stop=stop,
+        settings,
+        labels,
+        out,
+        config.seed,
+        config.device,
+        config.models.captioner,
+        progress=progress,
+        stop=stop,
         tokenizer=load_tokenizer(config.models.generator),
     )
 
@@ -76,7 +83,9 @@ def make_shards(
 def _may_continue(out: Path, resume: bool) -> None:
     if not resume and Path(out).is_dir() and any(Path(out).iterdir()):
         raise ConfigError(
-            "GF-CONFIG-210", f"{out} is not empty and --no-resume was given", "choose another --out or allow --resume"
+            "GF-CONFIG-210",
+            f"{out} is not empty and --no-resume was given",
+            "choose another --out or allow --resume",
         )
 
 
@@ -91,7 +100,14 @@ def arm_training(config: RunConfig, arm: str) -> TrainingConfig:
 
 
 def make_model(
-    config: RunConfig, shards: Path, out: Path, arm: str, seed: int, progress: Progress, stop: StopToken, resume: bool = True
+    config: RunConfig,
+    shards: Path,
+    out: Path,
+    arm: str,
+    seed: int,
+    progress: Progress,
+    stop: StopToken,
+    resume: bool = True,
 ) -> Path:
     """Training stage for one arm (unguided, semantic, glass or upper_bound) and seed; returns the model folder."""
     from glass_fast.data.shards import open_shards
@@ -99,13 +115,17 @@ def make_model(
     from glass_fast.training.trainer import train
 
     if arm not in ("unguided", "semantic", "glass", "upper_bound"):
-        raise ConfigError("GF-CONFIG-211", f"loss {arm!r} is unknown; expected unguided, semantic, glass or upper_bound")
+        raise ConfigError(
+            "GF-CONFIG-211", f"loss {arm!r} is unknown; expected unguided, semantic, glass or upper_bound"
+        )
     _may_continue(out, resume)
     device = resolve_device(config.device)
     encoder = load_encoder(config.models.encoder, device, config.training.resolution)
     training = arm_training(config, arm)
     data = _truth(config.synthesis.num) if arm == "upper_bound" else open_shards(shards)
-    return train(training, data, encoder, out, seed, device, stop, progress)
+    return train(
+        training, data, encoder, out, seed, device, stop, progress, reject=config.synthesis.quality.reject
+    )
 
 
 def _truth(num: int) -> Any:
@@ -137,7 +157,13 @@ def dataset_folder(dataset: DatasetConfig, out: Path) -> DatasetConfig:
 
 
 def score(
-    config: RunConfig, model: str, dataset: DatasetConfig, seed: int, progress: Progress, stop: StopToken, out: Path | None = None
+    config: RunConfig,
+    model: str,
+    dataset: DatasetConfig,
+    seed: int,
+    progress: Progress,
+    stop: StopToken,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluation stage for one model folder or baseline (kmeans, grid, random_slots)."""
     import tempfile
@@ -161,20 +187,34 @@ def score(
         source = dataset_folder(dataset, out or Path(temporary))
         records = open_dataset(source)
         return evaluate(
-            predictor, records, config.evaluation.protocols, batch_size=config.evaluation.batch_size, seed=seed,
-            limit=dataset.limit, progress=progress, stop=stop, training_seed=seed, model_info=info, name=Path(model).name if "/" in model else model,
-            dataset_info=dataset.model_dump(mode="json") | {"path": dataset.path if ":" in dataset.path else Path(dataset.path).name},
+            predictor,
+            records,
+            config.evaluation.protocols,
+            batch_size=config.evaluation.batch_size,
+            seed=seed,
+            limit=dataset.limit,
+            progress=progress,
+            stop=stop,
+            training_seed=seed,
+            model_info=info,
+            name=Path(model).name if "/" in model else model,
+            dataset_info=dataset.model_dump(mode="json")
+            | {"path": dataset.path if ":" in dataset.path else Path(dataset.path).name},
         )
 
 
 def score_text(result: dict[str, Any]) -> str:
     """The numbers of one evaluation with the fields of each protocol beside them."""
-    lines = [f"model {result['model']['name']}, data {result['dataset']['name']}, {result['counts']['images']} images"]
+    lines = [
+        f"model {result['model']['name']}, data {result['dataset']['name']}, {result['counts']['images']} images"
+    ]
     for name, entry in result["protocols"].items():
         fields = ", ".join(f"{key}={value}" for key, value in entry["fields"].items() if key != "name")
         lines.append(f"protocol {name} ({fields})")
         for metric, value in entry["metrics"].items():
-            lines.append(f"  {metric:<24} {value:.4f}" if isinstance(value, float) else f"  {metric:<24} {value}")
+            lines.append(
+                f"  {metric:<24} {value:.4f}" if isinstance(value, float) else f"  {metric:<24} {value}"
+            )
     return "\n".join(lines)
 
 
@@ -185,7 +225,14 @@ def find_objects(
     from glass_fast.engine.discover import discover
     from glass_fast.models.glass import Glass
 
-    return discover(Glass.from_pretrained(model, device=config.device), list(images), out, config.discover, progress=progress, stop=stop)
+    return discover(
+        Glass.from_pretrained(model, device=config.device),
+        list(images),
+        out,
+        config.discover,
+        progress=progress,
+        stop=stop,
+    )
 
 
 # --- the run ----------------------------------------------------------------------------------------------------
@@ -210,7 +257,8 @@ class _Run:
             if stored["key"] != json.loads(json.dumps(key)):
                 different = sorted(k for k in key if stored["key"].get(k) != json.loads(json.dumps(key[k])))
                 raise ConfigError(
-                    "GF-CONFIG-212", f"{self.out} holds stage {name} of another configuration (differs in: {', '.join(different)})",
+                    "GF-CONFIG-212",
+                    f"{self.out} holds stage {name} of another configuration (differs in: {', '.join(different)})",
                     "choose another out folder, or delete this one",
                 )
             if artefact.exists():
@@ -237,9 +285,16 @@ def plan(loaded: LoadedConfig, only: str | None = None) -> dict[str, Any]:
     trained = [f"{arm}-seed{seed}" for seed in config.seeds for arm in config.losses]
     stages: dict[str, Any] = {
         "captions": {"source": config.captions.source, "limit": config.captions.limit},
-        "synthesize": {"images": config.synthesis.num, "steps": config.synthesis.steps, "shard_size": config.synthesis.shard_size},
+        "synthesize": {
+            "images": config.synthesis.num,
+            "steps": config.synthesis.steps,
+            "shard_size": config.synthesis.shard_size,
+        },
         "train": {"models": trained, "steps": config.training.steps},
-        "evaluate": {"datasets": [d.name for d in config.evaluation.datasets], "models": trained + list(config.evaluation.baselines)},
+        "evaluate": {
+            "datasets": [d.name for d in config.evaluation.datasets],
+            "models": trained + list(config.evaluation.baselines),
+        },
         "discover": {"images": config.discover.images, "limit": config.discover.limit},
     }
     chosen = {only: stages[only]} if only else stages
@@ -271,7 +326,12 @@ def run(loaded: LoadedConfig, progress: Progress, stop: StopToken) -> dict[str, 
     shards_key = captions_key | {"synthesis": everything["synthesis"]}
     prompts, shards = out / "prompts.parquet", out / "shards"
     this.stage("captions", captions_key, lambda: make_prompts(config, out, progress, stop), prompts)
-    this.stage("synthesize", shards_key, lambda: make_shards(config, prompts, shards, progress, stop), shards / "manifest.json")
+    this.stage(
+        "synthesize",
+        shards_key,
+        lambda: make_shards(config, prompts, shards, progress, stop),
+        shards / "manifest.json",
+    )
 
     arms: list[tuple[str, int, Path]] = []
     for seed in config.seeds:
@@ -279,7 +339,9 @@ def run(loaded: LoadedConfig, progress: Progress, stop: StopToken) -> dict[str, 
             folder = out / "models" / f"{arm}-seed{seed}"
             training = arm_training(config, arm).model_dump(mode="json")
             key = {"shards": config_hash(shards_key), "training": training, "seed": seed}
-            work = lambda a=arm, s=seed, f=folder: str(make_model(config, shards, f, a, s, progress, stop).relative_to(out))  # noqa: E731
+            work = lambda a=arm, s=seed, f=folder: str(
+                make_model(config, shards, f, a, s, progress, stop).relative_to(out)
+            )
             this.stage(f"train/{folder.name}", key, work, folder / "model.safetensors")
             arms.append((arm, seed, folder))
     results = _evaluate_all(config, this, arms)
@@ -288,10 +350,17 @@ def run(loaded: LoadedConfig, progress: Progress, stop: StopToken) -> dict[str, 
     report = write_report(out, None)
     this.log(stage="report", event="end", result=str(report.name))
     text = [ablation["text"]] if ablation else []
-    return {"out": str(out), "report": str(report), "ablation": ablation, "text": "\n".join([*text, f"report: {report}"])}
+    return {
+        "out": str(out),
+        "report": str(report),
+        "ablation": ablation,
+        "text": "\n".join([*text, f"report: {report}"]),
+    }
 
 
-def _evaluate_all(config: RunConfig, this: _Run, arms: list[tuple[str, int, Path]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def _evaluate_all(
+    config: RunConfig, this: _Run, arms: list[tuple[str, int, Path]]
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """dataset -> arm -> one result per seed; every result is also a file under ``evaluation/``."""
     from glass_fast.data.manifest import config_hash
 
@@ -302,7 +371,9 @@ def _evaluate_all(config: RunConfig, this: _Run, arms: list[tuple[str, int, Path
         for arm, seed, model in jobs:
             target = this.out / "evaluation" / dataset.name / f"{arm}-seed{seed}.json"
 
-            def work(model: str = model, seed: int = seed, target: Path = target, dataset: DatasetConfig = dataset) -> str:
+            def work(
+                model: str = model, seed: int = seed, target: Path = target, dataset: DatasetConfig = dataset
+            ) -> str:
                 result = score(config, model, dataset, seed, this.progress, this.stop, this.out)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_json(target, result)
@@ -311,15 +382,23 @@ def _evaluate_all(config: RunConfig, this: _Run, arms: list[tuple[str, int, Path
             weights = Path(model) / "run.json"
             source = config_hash(json.loads(weights.read_text())) if weights.exists() else model
             key = {
-                "dataset": dataset.model_dump(mode="json"), "protocols": list(config.evaluation.protocols),
-                "training": config.training.model_dump(mode="json"), "encoder": config.models.encoder, "seed": seed, "model": source,
+                "dataset": dataset.model_dump(mode="json"),
+                "protocols": list(config.evaluation.protocols),
+                "training": config.training.model_dump(mode="json"),
+                "encoder": config.models.encoder,
+                "seed": seed,
+                "model": source,
             }
             this.stage(f"evaluate/{dataset.name}/{arm}-seed{seed}", key, work, target)
-            results.setdefault(dataset.name, {}).setdefault(arm, []).append(json.loads(target.read_text(encoding="utf-8")))
+            results.setdefault(dataset.name, {}).setdefault(arm, []).append(
+                json.loads(target.read_text(encoding="utf-8"))
+            )
     return results
 
 
-def _ablation(config: RunConfig, out: Path, results: dict[str, dict[str, list[dict[str, Any]]]]) -> dict[str, Any] | None:
+def _ablation(
+    config: RunConfig, out: Path, results: dict[str, dict[str, list[dict[str, Any]]]]
+) -> dict[str, Any] | None:
     """ablation.json of the first data set, when both sides of the comparison were trained."""
     from glass_fast.evaluation.ablation import ablation_table, ablation_text
 
@@ -349,7 +428,9 @@ def _discover_some(config: RunConfig, this: _Run, arms: list[tuple[str, int, Pat
         else:
             pictures = Path(source)
             if not pictures.exists():
-                raise DataError("GF-DISC-010", f"discover.images={source!r} does not exist", "give a folder of pictures")
+                raise DataError(
+                    "GF-DISC-010", f"discover.images={source!r} does not exist", "give a folder of pictures"
+                )
         return find_objects(config, str(model), [pictures], this.out / "discover", this.progress, this.stop)
 
     key = {"images": source, "model": model.name, "discover": config.discover.model_dump(mode="json")}

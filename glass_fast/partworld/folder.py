@@ -22,7 +22,9 @@ def _png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def write_scenes(out: Path, split: str, num: int, *, seed: int = 0, start: int = 0, masks: bool = True) -> Path:
+def write_scenes(
+    out: Path, split: str, num: int, *, seed: int = 0, start: int = 0, masks: bool = True
+) -> Path:
     """Write scenes ``start .. start + num`` of a split.
 
     Writes images/ID.png, captions.json (ID -> caption) and labels.json; with ``masks`` also

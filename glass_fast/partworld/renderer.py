@@ -73,7 +73,9 @@ def describe(names: Iterable[str]) -> str:
 
 
 def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
-    red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0))
+    red, green, blue = colorsys.hsv_to_rgb(
+        hue % 1.0, min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0)
+    )
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
@@ -81,7 +83,9 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     """Float (64, 64, 3) in [0, 255]: gradient, smooth noise, stripes or checks of muted colours."""
     hue = rng.random()
     first = np.array(_rgb(hue, rng.uniform(0.10, 0.40), rng.uniform(0.45, 0.90)), float)
-    second = np.array(_rgb(hue + rng.uniform(-0.15, 0.15), rng.uniform(0.10, 0.40), rng.uniform(0.45, 0.90)), float)
+    second = np.array(
+        _rgb(hue + rng.uniform(-0.15, 0.15), rng.uniform(0.10, 0.40), rng.uniform(0.45, 0.90)), float
+    )
     y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
     kind = rng.integers(4)
     angle = rng.uniform(0, 2 * math.pi)
@@ -132,7 +136,9 @@ def render(split: str, index: int, seed: int = 0) -> Scene:
         ConfigError: unknown split or negative index.
     """
     if split not in SPLITS:
-        raise ConfigError("GF-CONFIG-201", f"PartWorld split {split!r} is unknown; expected one of {', '.join(SPLITS)}")
+        raise ConfigError(
+            "GF-CONFIG-201", f"PartWorld split {split!r} is unknown; expected one of {', '.join(SPLITS)}"
+        )
     if index < 0:
         raise ConfigError("GF-CONFIG-202", f"PartWorld scene index {index} is negative; expected 0 or more")
     rng = np.random.default_rng([seed, SPLITS[split], index])

@@ -17,8 +17,15 @@ from glass_fast.errors import ConfigError, Stopped
 from glass_fast.progress import Progress, StopToken
 
 SMALL = [
-    "captions.limit=12", "synthesis.num=12", "synthesis.batch_size=4", "synthesis.shard_size=8", "synthesis.steps=4",
-    "training.steps=12", "training.batch_size=4", "training.warmup_steps=2", "discover.limit=3",
+    "captions.limit=12",
+    "synthesis.num=12",
+    "synthesis.batch_size=4",
+    "synthesis.shard_size=8",
+    "synthesis.steps=4",
+    "training.steps=12",
+    "training.batch_size=4",
+    "training.warmup_steps=2",
+    "discover.limit=3",
     'evaluation.datasets=[{name: partworld-tuning, kind: partworld, path: "partworld:tuning", limit: 6}]',
 ]
 
@@ -36,7 +43,14 @@ def finished(tmp_path_factory):
 
 def test_every_artefact_is_there(finished) -> None:
     out, result = finished
-    for name in ("prompts.parquet", "shards/manifest.json", "ablation.json", "report.html", "run.jsonl", "environment.json"):
+    for name in (
+        "prompts.parquet",
+        "shards/manifest.json",
+        "ablation.json",
+        "report.html",
+        "run.jsonl",
+        "environment.json",
+    ):
         assert (out / name).exists(), name
     arms = {path.name for path in (out / "models").iterdir()}
     assert arms == {f"{arm}-seed0" for arm in ("unguided", "semantic", "glass", "upper_bound")}
@@ -52,7 +66,10 @@ def test_every_artefact_is_there(finished) -> None:
 
 def test_second_run_skips_every_stage(finished) -> None:
     out, first = finished
-    before = {p: p.stat().st_mtime_ns for p in [*out.rglob("*.safetensors"), *out.rglob("*.tar"), out / "prompts.parquet"]}
+    before = {
+        p: p.stat().st_mtime_ns
+        for p in [*out.rglob("*.safetensors"), *out.rglob("*.tar"), out / "prompts.parquet"]
+    }
     second = workflow.run(_load(out), Progress(), StopToken())
     assert before == {p: p.stat().st_mtime_ns for p in before}
     assert second["text"] == first["text"]
@@ -94,7 +111,9 @@ def test_guided_chain_runs_with_unreadable_renderer_masks(tmp_path, monkeypatch)
     for arm in ("unguided", "semantic", "glass"):
         workflow.make_model(config, tmp_path / "shards", tmp_path / arm, arm, 0, Progress(), StopToken())
     with pytest.raises(AssertionError, match="mask was read"):
-        workflow.make_model(config, tmp_path / "shards", tmp_path / "bound", "upper_bound", 0, Progress(), StopToken())
+        workflow.make_model(
+            config, tmp_path / "shards", tmp_path / "bound", "upper_bound", 0, Progress(), StopToken()
+        )
 
 
 def test_stop_and_continue(tmp_path) -> None:
@@ -116,7 +135,10 @@ def test_stop_and_continue(tmp_path) -> None:
 
 def _cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "glass_fast", *arguments], capture_output=True, text=True, timeout=300,
+        [sys.executable, "-m", "glass_fast", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
     )
 
@@ -152,7 +174,9 @@ def test_coco_captions_to_a_data_set(real_data, tmp_path) -> None:
     from glass_fast.data.shards import open_shards
 
     captions = real_data / "coco" / "annotations" / "captions_val2017.json"
-    config = _load(tmp_path, "captions.source=provided", f"captions.file={captions}", "captions.limit=null").config
+    config = _load(
+        tmp_path, "captions.source=provided", f"captions.file={captions}", "captions.limit=null"
+    ).config
     stats = workflow.make_prompts(config, tmp_path, Progress(), StopToken())
     prompts = read_prompts(tmp_path / "prompts.parquet")
     assert stats and len({name for prompt in prompts for name in prompt.classes}) >= 3

@@ -25,7 +25,9 @@ def test_discover_on_photos(real_data, tmp_path, config) -> None:
     for photo in coco + voc:
         (folder / photo.name).write_bytes(photo.read_bytes())
     (folder / "cut.jpg").write_bytes(coco[0].read_bytes()[:3000])
-    summary = workflow.find_objects(config, "partworld:slots", [folder], tmp_path / "out", Progress(), StopToken())
+    summary = workflow.find_objects(
+        config, "partworld:slots", [folder], tmp_path / "out", Progress(), StopToken()
+    )
     lines = [json.loads(line) for line in (tmp_path / "out" / "objects.jsonl").read_text().splitlines()]
     assert len(lines) == 10 and all(line["objects"] for line in lines)
     refused = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
@@ -37,7 +39,9 @@ def test_discover_on_photos(real_data, tmp_path, config) -> None:
     ("kind", "folder", "split"), [("coco", "coco", "val2017"), ("voc", "voc/VOCdevkit/VOC2012", "val")]
 )
 def test_evaluate_on_subsets(real_data, tmp_path, config, kind, folder, split) -> None:
-    dataset = DatasetConfig(name=f"{kind}-subset", kind=kind, path=str(real_data / folder), split=split, limit=8)
+    dataset = DatasetConfig(
+        name=f"{kind}-subset", kind=kind, path=str(real_data / folder), split=split, limit=8
+    )
     result = workflow.score(config, "partworld:slots", dataset, 0, Progress(), StopToken(), tmp_path)
     assert result["dataset"]["name"] == f"{kind}-subset" and result["counts"]["images"] == 8
     for protocol in ("glass", "spot"):

@@ -60,7 +60,9 @@ def test_every_stage_from_nothing_without_masks(blind, tmp_path) -> None:
     assert not list(tmp_path.glob("slots/**/step-*"))
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
     builder.build(tmp_path, "smoke", (), 0, "cpu", Progress(), StopToken())
-    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}, "finished stages are skipped"
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}, (
+        "finished stages are skipped"
+    )
     with pytest.raises(ConfigError, match="seed 1"):
         builder.build(tmp_path, "smoke", (), 1, "cpu", Progress(), StopToken())
     assert Glass  # the slots folder names the shipped encoder, so it is loaded in the integration tests

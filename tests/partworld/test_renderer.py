@@ -50,7 +50,9 @@ def test_masks_captions_and_labels_agree() -> None:
         assert scene.image.shape == (SIZE, SIZE, 3) and scene.image.dtype == np.uint8
         assert np.array_equal(scene.classes > 0, scene.instances > 0)
         assert np.array_equal(scene.parts > 0, scene.instances > 0)
-        assert set(np.unique(scene.instances)) == set(range(len(scene.labels) + 1)), "an object is wholly hidden"
+        assert set(np.unique(scene.instances)) == set(range(len(scene.labels) + 1)), (
+            "an object is wholly hidden"
+        )
         for number, label in enumerate(scene.labels, start=1):
             assert set(np.unique(scene.classes[scene.instances == number])) == {label}
             parts = set(np.unique(scene.parts[scene.instances == number]))
@@ -76,7 +78,9 @@ def test_parts_differ_more_than_objects() -> None:
 def test_some_scenes_repeat_a_class_and_some_overlap() -> None:
     scenes = [render("train", index) for index in range(200)]
     repeats = sum(len(set(s.labels)) < len(s.labels) for s in scenes)
-    assert 8 <= repeats <= 60  # 12 % of multi-object scenes, scaled by count; binomial bounds far outside 3 sigma
+    assert (
+        8 <= repeats <= 60
+    )  # 12 % of multi-object scenes, scaled by count; binomial bounds far outside 3 sigma
 
 
 def test_phrases() -> None:
