@@ -191,9 +191,8 @@ def main() -> None:
         ).stdout.strip()
         options.out.parent.mkdir(parents=True, exist_ok=True)
         with options.out.open("w", newline="") as file:
-            file.write(
-                f"# generator {generator.checksum[:16]}, {platform.machine()} CPU, torch {torch.__version__}, commit {commit}\n"
-            )
+            source = f"generator {generator.checksum[:16]}, commit {commit}"
+            file.write(f"# {source}, {platform.machine()} CPU, torch {torch.__version__}\n")
             writer = csv.DictWriter(file, FIELDS)
             writer.writeheader()
             writer.writerows(

@@ -339,9 +339,10 @@ def run(loaded: LoadedConfig, progress: Progress, stop: StopToken) -> dict[str, 
             folder = out / "models" / f"{arm}-seed{seed}"
             training = arm_training(config, arm).model_dump(mode="json")
             key = {"shards": config_hash(shards_key), "training": training, "seed": seed}
-            work = lambda a=arm, s=seed, f=folder: str(
-                make_model(config, shards, f, a, s, progress, stop).relative_to(out)
-            )
+
+            def work(arm: str = arm, seed: int = seed, folder: Path = folder) -> str:
+                return str(make_model(config, shards, folder, arm, seed, progress, stop).relative_to(out))
+
             this.stage(f"train/{folder.name}", key, work, folder / "model.safetensors")
             arms.append((arm, seed, folder))
     results = _evaluate_all(config, this, arms)

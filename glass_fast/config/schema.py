@@ -161,12 +161,18 @@ class TrainingConfig(_Section):
     bce_reduction: Literal["plain", "balanced"] = "plain"
     """plain: mean over matched slots and valid pixels; balanced: per matched pair, half the weight on
     positive and half on negative pixels."""
+    matching_cost: Literal["hard", "soft"] = "hard"
+    """Hungarian cost 1 - IoU of arg-max masks (hard) or of soft masks (soft)."""
     guidance_start: Share = 0.0
     """Share of the steps before the semantic loss is switched on."""
     guidance_ramp: Share = 0.0
     """Share of the steps over which its weight then rises linearly."""
     background_segment: bool = True
     """Background is one more segment that a slot must match."""
+    segments: Literal["class", "components"] = "class"
+    """What a slot is matched to: all tokens of a class, or each connected piece of them."""
+    min_component: PositiveInt = 3
+    """Smallest piece in tokens (segments: components)."""
     threshold: Share | None = None
     uncertain_threshold: Share | None = None
     """Re-threshold the stored soft maps instead of reading the stored mask (None: stored mask)."""

@@ -21,7 +21,7 @@ from glass_fast.data.shards import ShardDataset
 from glass_fast.errors import ConfigError, DataError
 from glass_fast.models.encoder import Encoder
 from glass_fast.progress import Progress, StopToken
-from glass_fast.training.segments import UNCERTAIN, labels_by_area, labels_from_maps, segment_table
+from glass_fast.training.segments import UNCERTAIN, labels_by_area, labels_from_maps, segment_table, split_components
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +226,10 @@ def _iterate(
             yield data.images[row], labels_by_area(data.instances[row], grid)
         else:
             sample = data[row]
-            yield sample.image, _sample_labels(sample, data.labels, grid, config)
+            tokens = _sample_labels(sample, data.labels, grid, config)
+            if config.segments == "components":
+                tokens = split_components(tokens, config.min_component)
+            yield sample.image, tokens
 
 
 def prepare(

@@ -14,27 +14,38 @@ _EPSILON = 1e-8
 
 
 def match_segments(
-    masks: torch.Tensor, segments: torch.Tensor, counts: torch.Tensor, valid: torch.Tensor
+    masks: torch.Tensor,
+    segments: torch.Tensor,
+    counts: torch.Tensor,
+    valid: torch.Tensor,
+    cost: Literal["hard", "soft"] = "hard",
 ) -> torch.Tensor:
-    """Hungarian matching on ``1 - IoU`` of hardened masks, over valid tokens (method notes 5.2).
+    """Hungarian matching on ``1 - IoU``, over valid tokens (method notes 5.2).
+
+    ``hard`` compares arg-max masks. All slots that win no token then tie, and the lowest index takes a segment
+    that nobody holds, whatever it looks at; ``soft`` compares the soft masks, so the slot that already attends
+    to the segment most takes it.
 
     Args:
         masks: ``(batch, slots, tokens)`` soft masks.
         segments: bool ``(batch, segments, tokens)``.
         counts: int ``(batch,)`` real segments of each image, the first ones.
         valid: bool ``(batch, tokens)``; False: uncertain.
+        cost: see above.
 
     Returns:
         int64 ``(batch, segments)``: slot of each segment, -1 for none.
     """
     with torch.no_grad():
-        hard = functional.one_hot(masks.argmax(1), masks.shape[1]).transpose(1, 2).float()
-        seen = hard * valid[:, None].float()
+        if cost == "hard":
+            compared = functional.one_hot(masks.argmax(1), masks.shape[1]).transpose(1, 2).float()
+        else:
+            compared = masks.float()
+        seen = compared * valid[:, None].float()
         wanted = (segments & valid[:, None]).float()
         shared = seen @ wanted.transpose(1, 2)
         union = seen.sum(2)[:, :, None] + wanted.sum(2)[:, None] - shared
-        cost = 1.0 - shared / (union + _EPSILON)
-        found: torch.Tensor = matching(cost, counts)
+        found: torch.Tensor = matching(1.0 - shared / (union + _EPSILON), counts)
         return found.to(masks.device)
 
 
@@ -44,6 +55,7 @@ def semantic_loss(
     counts: torch.Tensor,
     valid: torch.Tensor,
     reduction: Literal["plain", "balanced"] = "plain",
+    cost: Literal["hard", "soft"] = "hard",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Binary cross-entropy of each matched pair of slot mask and segment; unmatched slots have no loss.
 
@@ -57,11 +69,12 @@ def semantic_loss(
         counts: int ``(batch,)``.
         valid: bool ``(batch, tokens)``.
         reduction: see above.
+        cost: see :func:`match_segments`.
 
     Returns:
         scalar loss (0, with a gradient of 0, when nothing is matched) and the matching.
     """
-    found = match_segments(masks, segments, counts, valid)
+    found = match_segments(masks, segments, counts, valid, cost)
     matched = found >= 0
     index = found.clamp(min=0)[:, :, None].expand(-1, -1, masks.shape[2])
     probability = masks.gather(1, index).clamp(PROBABILITY_FLOOR, 1.0 - PROBABILITY_FLOOR)

@@ -95,6 +95,37 @@ def labels_from_maps(
     return labels
 
 
+def split_components(labels: NDArray[np.int32], min_tokens: int) -> NDArray[np.int32]:
+    """Give every connected piece of a class its own label: the "components of M_gen" of method notes 5.1.
+
+    Pieces are 8-connected, and uncertain tokens connect: parts of one object whose attention is weak in between
+    (a roof and a door) stay together. Pieces smaller than ``min_tokens`` become uncertain.
+
+    Args:
+        labels: int32 ``(rows, columns)``: 0 background, 255 uncertain, else class label.
+        min_tokens: size of the smallest piece that is kept.
+
+    Returns:
+        int32 ``(rows, columns)``: 0, 255, and 1, 2, ... for the pieces, by class label and position.
+    """
+    from scipy import ndimage
+
+    uncertain = labels == UNCERTAIN
+    pieces = np.where(uncertain, UNCERTAIN, 0).astype(np.int32)
+    number = 0
+    for value in np.unique(labels[(labels != 0) & ~uncertain]):
+        inside = labels == value
+        regions, _ = ndimage.label(inside | uncertain, structure=np.ones((3, 3)))
+        for region in np.unique(regions[inside]):
+            piece = inside & (regions == region)
+            if piece.sum() < min_tokens:
+                pieces[piece] = UNCERTAIN
+                continue
+            number += 2 if number + 1 == UNCERTAIN else 1
+            pieces[piece] = number
+    return pieces
+
+
 def segment_table(
     labels: NDArray[np.int32], slots: int, background: bool
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

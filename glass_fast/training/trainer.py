@@ -224,7 +224,9 @@ class _Run:
             instance = instance_loss(reconstruction, features if patches is None else features[:, patches])
         weight = guidance_weight(config, step)
         if weight > 0:
-            semantic, _ = semantic_loss(masks, segments, counts, valid, config.bce_reduction)
+            semantic, _ = semantic_loss(
+                masks, segments, counts, valid, config.bce_reduction, config.matching_cost
+            )
         loss = config.lambda_instance * instance + weight * config.lambda_semantic * semantic
         return {"loss": loss, "instance": instance, "semantic": semantic}, rows
 

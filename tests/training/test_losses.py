@@ -84,3 +84,17 @@ def test_more_segments_than_slots_leaves_the_worst_out():
 
 def test_instance_loss_is_the_mean_over_all_elements():
     assert float(instance_loss(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[3.0, 2.0]]]))) == 2.0
+
+
+def test_soft_cost_gives_a_free_segment_to_the_slot_that_attends_to_it():
+    """One slot wins every token; the others differ only in soft attention."""
+    masks = torch.tensor([[[0.60, 0.60, 0.60, 0.60], [0.30, 0.30, 0.10, 0.10], [0.10, 0.10, 0.30, 0.30]]])
+    segments = torch.tensor([[[True, False, False, False], [False, False, True, True]]])
+    counts, valid = torch.tensor([2]), torch.ones(1, 4, dtype=torch.bool)
+    # hard: slot 0 holds all, segment 1 has the larger IoU with it; segment 0 ties and falls to the lowest index
+    assert match_segments(masks, segments, counts, valid, "hard").tolist() == [[1, 0]]
+    # soft: IoU(0, seg 1) = 1.2/3.2 + ..., slot 1 sits on the left, slot 2 on the right
+    assert match_segments(masks, segments, counts, valid, "soft").tolist()[0][0] == 1
+    swapped = masks[:, [0, 2, 1]]
+    assert match_segments(swapped, segments, counts, valid, "hard").tolist() == [[1, 0]]
+    assert match_segments(swapped, segments, counts, valid, "soft").tolist()[0][0] == 2

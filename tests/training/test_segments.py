@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from glass_fast.errors import DataError
-from glass_fast.training.segments import labels_by_area, labels_from_maps, segment_table
+from glass_fast.training.segments import (
+    labels_by_area,
+    labels_from_maps,
+    segment_table,
+    split_components,
+)
 
 
 def test_area_majority_with_uncertain_and_ties():
@@ -69,3 +74,35 @@ def test_segment_table_keeps_the_largest():
     assert ids.tolist() == [[0, 2], [0, -1], [-1, -1], [3, 1]] and counts.tolist() == [2, 1, 0, 2]
     ids, counts = segment_table(labels, 3, False)
     assert ids.tolist() == [[2, 5, -1], [-1] * 3, [-1] * 3, [3, 1, 9]] and counts.tolist() == [2, 0, 0, 3]
+
+
+def test_components_by_hand():
+    labels = np.array(
+        [
+            [3, 3, 0, 0, 3, 3],
+            [3, 3, 0, 0, 3, 3],
+            [0, 0, 0, 0, 0, 0],
+            [5, 5, 255, 5, 5, 0],
+            [0, 0, 0, 0, 0, 5],
+            [7, 0, 0, 0, 0, 0],
+        ],
+        np.int32,
+    )
+    expected = np.array(
+        [
+            [1, 1, 0, 0, 2, 2],
+            [1, 1, 0, 0, 2, 2],
+            [0, 0, 0, 0, 0, 0],
+            [3, 3, 255, 3, 3, 0],  # joined through the uncertain token, and the corner by its diagonal
+            [0, 0, 0, 0, 0, 3],
+            [255, 0, 0, 0, 0, 0],  # too small
+        ]
+    )
+    assert np.array_equal(split_components(labels, 2), expected)
+
+
+def test_component_labels_never_collide_with_uncertain():
+    labels = np.zeros((46, 46), np.int32)
+    labels[::2, ::2] = 4  # 529 single tokens
+    pieces = split_components(labels, 1)
+    assert 255 not in pieces and len(np.unique(pieces)) == 530
