@@ -28,7 +28,7 @@ from glass_fast.config.schema import CaptureConfig
 from glass_fast.data.label_sets import label_set
 from glass_fast.kernels.mask_labels import mask_labels
 from glass_fast.models.loading import load_generator
-from glass_fast.partworld.build.generator import class_names
+from glass_fast.partworld.builder.generator import class_names
 from glass_fast.partworld.renderer import render
 from glass_fast.synthesis.masks import soft_maps
 from glass_fast.synthesis.measure import capture_maps

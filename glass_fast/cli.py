@@ -264,7 +264,7 @@ def partworld_build(
     progress: Show = "auto",
 ) -> None:
     """Re-create every PartWorld model from nothing; run again to continue after a stop."""
-    from glass_fast.partworld.build import build
+    from glass_fast.partworld.builder import build
 
     typer.echo(
         json.dumps(

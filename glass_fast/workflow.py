@@ -367,7 +367,9 @@ def _evaluate_all(
 
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for dataset in config.evaluation.datasets:
-        jobs = [(name, config.seeds[0], name) for name in config.evaluation.baselines]
+        jobs: list[tuple[str, int, str]] = [
+            (str(n), config.seeds[0], str(n)) for n in config.evaluation.baselines
+        ]
         jobs += [(arm, seed, str(folder)) for arm, seed, folder in arms]
         for arm, seed, model in jobs:
             target = this.out / "evaluation" / dataset.name / f"{arm}-seed{seed}.json"

@@ -21,7 +21,13 @@ from glass_fast.data.shards import ShardDataset
 from glass_fast.errors import ConfigError, DataError
 from glass_fast.models.encoder import Encoder
 from glass_fast.progress import Progress, StopToken
-from glass_fast.training.segments import UNCERTAIN, labels_by_area, labels_from_maps, segment_table, split_components
+from glass_fast.training.segments import (
+    UNCERTAIN,
+    labels_by_area,
+    labels_from_maps,
+    segment_table,
+    split_components,
+)
 
 log = logging.getLogger(__name__)
 

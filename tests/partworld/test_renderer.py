@@ -9,7 +9,7 @@ import pytest
 
 from glass_fast.data.label_sets import label_set
 from glass_fast.errors import ConfigError
-from glass_fast.partworld.build.generator import class_names
+from glass_fast.partworld.builder.generator import class_names
 from glass_fast.partworld.folder import write_scenes
 from glass_fast.partworld.renderer import SIZE, describe, plural, render, render_pictures
 from glass_fast.partworld.shapes import CLASSES

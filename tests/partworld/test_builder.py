@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from glass_fast.errors import ConfigError, Stopped
-from glass_fast.partworld import build as builder
-from glass_fast.partworld import renderer
-from glass_fast.partworld.build.fitting import Fit, fit
-from glass_fast.partworld.build.text import build_tokenizer, learn_merges
+from glass_fast.partworld import builder, renderer
+from glass_fast.partworld.builder.fitting import Fit, fit
+from glass_fast.partworld.builder.text import build_tokenizer, learn_merges
 from glass_fast.progress import Progress, StopToken
 
 Poison = runpy.run_path(str(Path(__file__).with_name("poison.py")))["Poison"]
