@@ -129,9 +129,9 @@ def _slots(
         ignore=shutil.ignore_patterns("checkpoints", "*.jsonl", "tensorboard", "events*", "step-*"),
     )
     # The shipped copy names its encoder by package reference, not by the folder of this build.
-    settings = json.loads((temporary / "config.json").read_text())
-    settings["encoder"]["ref"] = "partworld:encoder"
-    write_json(temporary / "config.json", settings)
+    for file in (temporary / "config.json", temporary / "run.json", temporary / "README.md"):
+        text = file.read_text(encoding="utf-8").replace(str(out / "encoder"), "partworld:encoder")
+        write_bytes(file, text.encode())
     shutil.rmtree(out / "slots", ignore_errors=True)
     temporary.rename(out / "slots")
 
