@@ -96,7 +96,8 @@ def test_an_op_has_one_identity(op: str, repo_root) -> None:
     again = importlib.import_module(f"glass_fast.kernels.{op}")
     assert module is again is sys.modules[f"glass_fast.kernels.{op}"]
     assert Path(module.__file__).parent == repo_root / "kernels" / op
-    assert not [name for name in sys.modules if name == "kernels" or name.startswith("kernels.")]
+    # transformers may probe the name `kernels` and get an empty namespace; an op below it would be a second copy
+    assert not [name for name in sys.modules if name.startswith("kernels.")]
     value = getattr(kernels, op)
     assert value is getattr(module, op, module), f"kernels.{op} is the op's function"
 

@@ -62,7 +62,7 @@ def test_every_stage_from_nothing_without_masks(blind, tmp_path) -> None:
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}, (
         "finished stages are skipped"
     )
-    with pytest.raises(ConfigError, match="seed 1"):
+    with pytest.raises(ConfigError, match="asked for smoke, 1"):
         builder.build(tmp_path, "smoke", (), 1, "cpu", Progress(), StopToken())
     assert Glass  # the slots folder names the shipped encoder, so it is loaded in the integration tests
 
