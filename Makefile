@@ -15,7 +15,7 @@ OP_FOLDERS := $(wildcard kernels/*/__init__.py)
 # A native or metadata change installs again; Python files are linked, so changing them does not.
 INSTALL_INPUTS := pyproject.toml setup.py $(NATIVE_SOURCES) $(OP_FOLDERS)
 
-DEMO_SET := $(if $(DEMO_IMAGES),--set 'discover.images=$(DEMO_IMAGES)')
+DEMO_SET := $(if $(DEMO_IMAGES),--set 'discover.images=$(DEMO_IMAGES)' --set discover.limit=null)
 
 .PHONY: demo test test-all lint install clean
 

@@ -10,12 +10,13 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from glass_fast.errors import EXIT_BUG, GlassError
+from glass_fast.errors import EXIT_BUG, EXIT_NUMERICS, GlassError
 
 app = typer.Typer(
     name="glass-fast",
@@ -37,6 +38,16 @@ Config = Annotated[
 ]
 Set = Annotated[list[str], typer.Option("--set", help="key.sub=value, over all files.")]
 Out = Annotated[Path, typer.Option("--out", help="Output folder.")]
+
+
+class Kind(StrEnum):
+    """Data set layouts of ``evaluate``."""
+
+    partworld = "partworld"
+    coco = "coco"
+    voc = "voc"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Show = Annotated[str, typer.Option("--progress", help="auto, plain or none.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and end.")]
@@ -80,14 +91,14 @@ def run(
     progress: Show = "auto",
 ) -> None:
     """Run all stages in order; each is skipped when its artefact is complete."""
-    from glass_fast import workflow
+    from glass_fast import chain
 
     overrides = [*set_, *([f"out={json.dumps(str(out))}"] if out else [])]
     loaded = _load([config, *files], overrides)
     if dry_run:
-        _print(workflow.plan(loaded), as_json)
+        _print(chain.plan(loaded), as_json)
         return
-    result = _with_run(progress, lambda p, s: workflow.run(loaded, p, s))
+    result = _with_run(progress, lambda p, s: chain.run(loaded, p, s))
     _print(result, as_json, result["text"])
 
 
@@ -101,7 +112,7 @@ def captions(
     """Real images or texts -> OUT/prompts.parquet."""
     from glass_fast import workflow
 
-    loaded = _load(config, set_)
+    loaded = _load(config, ["captions.limit=null", *set_])
     _print(_with_run(progress, lambda p, s: workflow.make_prompts(loaded.config, out, p, s)), True)
 
 
@@ -121,7 +132,9 @@ def synthesize(
 
     loaded = _load(config, [*set_, *([f"synthesis.num={num}"] if num else [])])
     if dry_run:
-        _print(workflow.plan(loaded, only="synthesize"), True)
+        from glass_fast import chain
+
+        _print({"out": str(out), "prompts": str(prompts)} | chain.plan(loaded, only="synthesize"), True)
         return
     _print(
         _with_run(progress, lambda p, s: workflow.make_shards(loaded.config, prompts, out, p, s, resume)),
@@ -133,7 +146,12 @@ def synthesize(
 def train(
     shards: Annotated[Path, typer.Argument(help="Folder of shards.")],
     out: Out,
-    loss: Annotated[str, typer.Option("--loss", help="unguided, semantic, glass or upper_bound.")] = "glass",
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            "--loss", help="unguided, semantic, glass or upper_bound (true PartWorld masks, ignores SHARDS)."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
     config: Config = [],  # noqa: B006
     set_: Set = [],  # noqa: B006
@@ -145,7 +163,8 @@ def train(
 
     loaded = _load(config, set_)
     chosen = loaded.config.seed if seed is None else seed
-    work = lambda p, s: workflow.make_model(loaded.config, shards, out, loss, chosen, p, s, resume)  # noqa: E731
+    arm = loss or loaded.config.training.loss
+    work = lambda p, s: workflow.make_model(loaded.config, shards, out, arm, chosen, p, s, resume)  # noqa: E731
     _print({"model": str(_with_run(progress, work))}, True)
 
 
@@ -154,7 +173,7 @@ def evaluate(
     model: Annotated[
         str, typer.Argument(help="Model folder, partworld:slots, or a baseline: kmeans, grid, random_slots.")
     ],
-    kind: Annotated[str, typer.Option("--kind", help="partworld, coco or voc.")] = "partworld",
+    kind: Annotated[Kind, typer.Option("--kind", help="Layout of the data set.")] = Kind.partworld,
     data: Annotated[str, typer.Option("--data", help="Data set root, or partworld:test.")] = "partworld:test",
     split: Annotated[str, typer.Option("--split", help="Split name, such as val2017 or val.")] = "val",
     limit: Annotated[int | None, typer.Option("--limit", min=1)] = None,
@@ -169,7 +188,11 @@ def evaluate(
     from glass_fast.config.schema import DatasetConfig
 
     loaded = _load(config, set_)
-    dataset = DatasetConfig(name=f"{kind}-{split}", kind=kind, path=data, split=split, limit=limit)
+    if kind is not Kind.partworld and data.startswith("partworld:"):
+        raise typer.BadParameter(f"--kind {kind.value} needs --data with the root folder of the data set")
+    dataset = DatasetConfig(
+        name=f"{kind.value}-{split}", kind=kind.value, path=data, split=split, limit=limit
+    )
     chosen = loaded.config.seed if seed is None else seed
     result = _with_run(progress, lambda p, s: workflow.score(loaded.config, model, dataset, chosen, p, s))
     _print(result, as_json, workflow.score_text(result))
@@ -280,7 +303,17 @@ def main() -> None:
     except GlassError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
-    except Exception:  # the border: an unexpected exception is our bug, and says so
+    except MemoryError as error:
+        sys.stderr.write(
+            f"error: [GF-NUM-002] out of memory: {error}\n  hint: lower the batch size of this stage\n"
+        )
+        sys.exit(EXIT_NUMERICS)
+    except Exception as error:  # the border: an unexpected exception is our bug, and says so
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; torch need not be loaded here
+            sys.stderr.write(
+                f"error: [GF-NUM-002] out of memory: {error}\n  hint: lower the batch size of this stage\n"
+            )
+            sys.exit(EXIT_NUMERICS)
         traceback.print_exc()
         sys.stderr.write(
             "\nThis is a bug in glass-fast. Please report it with the output of `glass-fast doctor`.\n"

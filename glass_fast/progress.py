@@ -9,7 +9,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from glass_fast.errors import Stopped
+from glass_fast.errors import ConfigError, Stopped
 
 
 class StopToken:
@@ -149,6 +149,8 @@ class RichProgress(Progress):
 
 def make_progress(mode: str = "auto") -> Progress:
     """``auto`` (bar on a terminal, plain lines otherwise), ``plain`` or ``none``."""
+    if mode not in ("auto", "plain", "none"):
+        raise ConfigError("GF-CONFIG-220", f"progress {mode!r} is unknown; expected auto, plain or none")
     if mode == "none":
         return Progress()
     if mode == "auto" and sys.stderr.isatty():

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Arm = Literal["unguided", "semantic", "glass", "upper_bound"]
+"""What ``run`` compares: the three losses, and the upper bound that sees true masks."""
 
 
 class _Section(BaseModel):
@@ -77,6 +79,12 @@ class CaptureConfig(_Section):
     probe: Literal["class_prompt", "prompt"] = "class_prompt"
     """Read class columns from a separate class prompt (Dataset Diffusion) or from the prompt itself."""
 
+    @model_validator(mode="after")
+    def _ordered(self) -> CaptureConfig:
+        if self.timestep_min >= self.timestep_max:
+            raise ValueError("timestep_min must be below timestep_max")
+        return self
+
 
 class MasksConfig(_Section):
     """Maps -> label mask (method notes 2.1)."""
@@ -105,7 +113,7 @@ class QualityConfig(_Section):
     """An image whose pixel standard deviation is below this is flagged ``black``."""
     min_area: Share = 0.002
     """A prompted class covering a smaller share of the mask is flagged ``class_missing``."""
-    reject: tuple[str, ...] = ("black", "empty")
+    reject: tuple[Literal["black", "empty", "class_missing", "nonfinite"], ...] = ("black", "empty")
     max_reject_share: Share = 0.5
 
 
@@ -183,11 +191,20 @@ class TrainingConfig(_Section):
     keep_checkpoints: PositiveInt = 2
     log_every: PositiveInt = 50
 
+    @model_validator(mode="after")
+    def _ordered(self) -> TrainingConfig:
+        if self.uncertain_threshold is not None and self.threshold is None:
+            raise ValueError("uncertain_threshold needs threshold")
+        if self.uncertain_threshold is not None and self.uncertain_threshold > (self.threshold or 0.0):
+            raise ValueError("uncertain_threshold must not exceed threshold")
+        return self
+
 
 class DatasetConfig(_Section):
     """One data set to evaluate on."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
+    """Names the folder of its results."""
     kind: Literal["partworld", "coco", "voc"]
     path: str
     """Root folder in the official layout; for partworld a folder written by ``glass-fast partworld render``
@@ -200,7 +217,7 @@ class EvaluationConfig(_Section):
     """Models -> numbers under named protocols."""
 
     datasets: tuple[DatasetConfig, ...] = ()
-    protocols: tuple[str, ...] = ("glass", "spot")
+    protocols: Annotated[tuple[Literal["glass", "spot"], ...], Field(min_length=1)] = ("glass", "spot")
     baselines: tuple[Literal["kmeans", "grid", "random_slots"], ...] = ("kmeans", "grid", "random_slots")
     batch_size: PositiveInt = 32
 
@@ -228,11 +245,23 @@ class RunConfig(_Section):
     captions: CaptionsConfig = CaptionsConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
     training: TrainingConfig = TrainingConfig()
-    losses: tuple[Literal["unguided", "semantic", "glass", "upper_bound"], ...] = ("glass",)
+    losses: Annotated[tuple[Arm, ...], Field(min_length=1)] = ("glass",)
     """Which models ``run`` trains; upper_bound trains on ground-truth masks (PartWorld only)."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     """Training seeds; every loss is trained and scored once per seed."""
-    learning_rates: dict[str, float] = Field(default_factory=dict)
+    learning_rates: dict[Arm, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Tuned learning rate per entry of ``losses``; others use ``training.learning_rate``."""
     evaluation: EvaluationConfig = EvaluationConfig()
     discover: DiscoverConfig = DiscoverConfig()
+
+    @model_validator(mode="after")
+    def _unique(self) -> RunConfig:
+        names = [dataset.name for dataset in self.evaluation.datasets]
+        for what, values in (
+            ("losses", self.losses),
+            ("seeds", self.seeds),
+            ("evaluation.datasets names", names),
+        ):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{what} must differ from each other")
+        return self

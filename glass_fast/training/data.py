@@ -141,13 +141,14 @@ def check_source(config: TrainingConfig, data: ShardDataset | GroundTruthData) -
 
 
 def select(data: ShardDataset, reject: Sequence[str]) -> list[int]:
-    """Indices of the samples without a rejecting flag.
+    """Indices of the samples without a rejecting flag; ``nonfinite`` always rejects.
 
     Raises:
         DataError: none is left.
     """
     flags = data.index().column("flags").to_pylist() if len(data) else []
-    kept = [i for i, raised in enumerate(flags) if not set(raised or ()) & set(reject)]
+    banned = {*reject, "nonfinite"}
+    kept = [i for i, raised in enumerate(flags) if not set(raised or ()) & banned]
     if not kept:
         raise DataError(
             "GF-TRAIN-004",
@@ -238,6 +239,30 @@ def _iterate(
             yield sample.image, tokens
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Which samples a run trains on, known before anything is encoded.
+
+    Attributes:
+        rows: indices into the data set.
+        digest: identity of the data set.
+        rows_hash: sha256 of ``rows``.
+    """
+
+    rows: list[int]
+    digest: str
+    rows_hash: str
+
+
+def choose(config: TrainingConfig, data: ShardDataset | GroundTruthData, reject: Sequence[str]) -> Chosen:
+    """Check that data and configuration go together and pick the samples; errors as :func:`prepare`."""
+    check_source(config, data)
+    rows = select(data, reject) if isinstance(data, ShardDataset) else list(range(len(data)))
+    if not rows:
+        raise DataError("GF-TRAIN-004", "the data set is empty")
+    return Chosen(rows, data_hash(data), hashlib.sha256(json.dumps(rows).encode()).hexdigest())
+
+
 def prepare(
     config: TrainingConfig,
     data: ShardDataset | GroundTruthData,
@@ -262,13 +287,10 @@ def prepare(
         ConfigError: data and ``mask_source`` do not go together.
         DataError: nothing to train on, or a damaged sample.
     """
-    check_source(config, data)
-    rows = select(data, reject) if isinstance(data, ShardDataset) else list(range(len(data)))
-    if not rows:
-        raise DataError("GF-TRAIN-004", "the data set is empty")
+    chosen = choose(config, data, reject)
+    rows, digest = chosen.rows, chosen.digest
     views = 2 if config.flip else 1
-    digest = data_hash(data)
-    key = json.dumps([digest, encoder.checksum, encoder.resolution, views, rows[:1], len(rows)])
+    key = json.dumps([digest, encoder.checksum, encoder.resolution, views, chosen.rows_hash])
     store = _FeatureStore(encoder, len(rows), views, cache, key)
     progress = progress or Progress()
     progress.start(len(rows), "images", "features")
@@ -291,6 +313,7 @@ def prepare(
         "name": data.directory.name if isinstance(data, ShardDataset) else data.name,
         "hash": digest,
         "samples": len(rows),
+        "rows": chosen.rows_hash,
         "rejected": len(data) - len(rows),
         "segments_mean": float(counts.mean()),
     }

@@ -29,7 +29,15 @@ from glass_fast.models.mlp_decoder import MLPDecoder, MLPDecoderConfig
 from glass_fast.models.slot_attention import SlotAttention, SlotAttentionConfig
 from glass_fast.progress import Progress, StopToken
 from glass_fast.training import checkpoints
-from glass_fast.training.data import DEFAULT_REJECT, GroundTruthData, TrainingData, check_source, prepare
+from glass_fast.training.data import (
+    DEFAULT_REJECT,
+    Chosen,
+    GroundTruthData,
+    TrainingData,
+    check_source,
+    choose,
+    prepare,
+)
 from glass_fast.training.losses import instance_loss, semantic_loss
 from glass_fast.training.runlog import RunLog
 from glass_fast.training.schedule import guidance_weight, learning_rate
@@ -86,22 +94,23 @@ def train(
         )
     out = Path(out)
     progress = progress or Progress()
-    prepared = prepared or prepare(config, data, encoder, out / "cache", reject, progress, stop)
-    fingerprint = _fingerprint(config, prepared, encoder, seed)
+    # what identifies the run is known before the pictures are encoded, so a finished one comes back at once
+    fingerprint = _fingerprint(config, choose(config, data, reject), encoder, seed)
     if _finished(out, fingerprint):
         return out
+    prepared = prepared or prepare(config, data, encoder, out / "cache", reject, progress, stop)
     atomic.make_directory(out)
     run = _Run(config, prepared, encoder, out, seed, resolve_device(device), fingerprint)
     return run.to_the_end(stop or StopToken(), progress)
 
 
-def _fingerprint(config: TrainingConfig, data: TrainingData, encoder: Encoder, seed: int) -> dict[str, Any]:
+def _fingerprint(config: TrainingConfig, chosen: Chosen, encoder: Encoder, seed: int) -> dict[str, Any]:
     options = {k: v for k, v in config.model_dump(mode="json").items() if k not in _FREE_OPTIONS}
     return {
         **{f"training.{name}": value for name, value in options.items()},
         "seed": seed,
-        "data": data.record["hash"],
-        "samples": data.record["samples"],
+        "data": chosen.digest,
+        "rows": chosen.rows_hash,
         "encoder": encoder.checksum,
         "resolution": encoder.resolution,
     }
@@ -122,7 +131,7 @@ def _compare(found: Any, wanted: dict[str, Any], out: Path) -> None:
 
 def _finished(out: Path, fingerprint: dict[str, Any]) -> bool:
     """Whether ``out`` holds the finished model of this very run (``config.json`` is written last)."""
-    if not (out / "config.json").is_file() or not (out / "run.json").is_file():
+    if not all((out / name).is_file() for name in ("config.json", "run.json", "model.safetensors")):
         return False
     _compare(atomic.read_json(out / "run.json", "run record").get("fingerprint"), fingerprint, out)
     return True

@@ -110,9 +110,9 @@ def test_overrides(override: str, path: str, value: object) -> None:
 
 def test_later_override_wins() -> None:
     assert load_config(None, [], ["seed=1", "seed=2"]).config.seed == 2
-    assert load_config(None, [], ["learning_rates.a=1", "learning_rates={b: 2}"]).config.learning_rates == {
-        "b": 2.0
-    }
+    assert load_config(
+        None, [], ["learning_rates.glass=1", "learning_rates={semantic: 2}"]
+    ).config.learning_rates == {"semantic": 2.0}
 
 
 @pytest.mark.parametrize(

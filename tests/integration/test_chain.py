@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from glass_fast import workflow
+from glass_fast import chain, workflow
 from glass_fast.config.load import load_config
 from glass_fast.errors import ConfigError, Stopped
 from glass_fast.progress import Progress, StopToken
@@ -37,7 +37,7 @@ def _load(out: Path, *extra: str):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("chain") / "demo"
-    result = workflow.run(_load(out), Progress(), StopToken())
+    result = chain.run(_load(out), Progress(), StopToken())
     return out, result
 
 
@@ -70,7 +70,7 @@ def test_second_run_skips_every_stage(finished) -> None:
         p: p.stat().st_mtime_ns
         for p in [*out.rglob("*.safetensors"), *out.rglob("*.tar"), out / "prompts.parquet"]
     }
-    second = workflow.run(_load(out), Progress(), StopToken())
+    second = chain.run(_load(out), Progress(), StopToken())
     assert before == {p: p.stat().st_mtime_ns for p in before}
     assert second["text"] == first["text"]
     events = [json.loads(line) for line in (out / "run.jsonl").read_text().splitlines()]
@@ -78,19 +78,54 @@ def test_second_run_skips_every_stage(finished) -> None:
     assert len({e["stage"] for e in starts}) == len(starts), "a finished stage was started again"
 
 
-def test_folder_of_another_configuration_is_refused(finished) -> None:
+def test_folder_of_another_configuration_is_refused_untouched(finished) -> None:
     out, _ = finished
+    before = (out / "config.json").read_bytes()
     with pytest.raises(ConfigError, match="synthesis"):
-        workflow.run(_load(out, "synthesis.guidance_scale=2.0"), Progress(), StopToken())
+        chain.run(_load(out, "synthesis.guidance_scale=2.0"), Progress(), StopToken())
+    assert (out / "config.json").read_bytes() == before
 
 
-def test_guided_arms_read_no_mask(finished) -> None:
-    """The masks that guided arms trained on are those in the shards; only the upper bound names ground truth."""
+def test_lost_artefacts_are_made_again(finished) -> None:
+    out, first = finished
+    model = out / "models" / "glass-seed0" / "model.safetensors"
+    weights = model.read_bytes()
+    model.unlink()
+    record = out / "shards" / "shard-000000.json"
+    record.unlink()
+    again = chain.run(_load(out), Progress(), StopToken())
+    assert model.read_bytes() == weights and record.exists()
+    assert again["text"] == first["text"]
+
+
+def test_discovery_is_done_again_for_other_pictures(tmp_path, finished) -> None:
+    from glass_fast.partworld.folder import write_scenes
+
     out, _ = finished
-    for arm in ("unguided", "semantic", "glass", "upper_bound"):
-        record = json.loads((out / "models" / f"{arm}-seed0" / "run.json").read_text())
-        source = json.dumps(record)
-        assert ("ground_truth" in source) == (arm == "upper_bound"), arm
+    pictures = write_scenes(tmp_path / "mine", "tuning", 2, masks=False) / "images"
+    chain.run(_load(out, f"discover.images={json.dumps(str(pictures))}"), Progress(), StopToken())
+    assert len((out / "discover" / "objects.jsonl").read_text().splitlines()) == 2
+    assert len(list((out / "discover" / "masks").iterdir())) == 2
+    chain.run(_load(out), Progress(), StopToken())
+    assert len((out / "discover" / "objects.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("learning_rates={glass: -1}", "learning_rates"),
+        ("losses=[]", "losses"),
+        ("seeds=[0, 0]", "seeds"),
+        ("evaluation.protocols=[foo]", "protocols"),
+        ("synthesis.quality.reject=[blak]", "reject"),
+        ("synthesis.capture.timestep_min=900", "timestep"),
+        ("training.uncertain_threshold=0.9", "uncertain_threshold"),
+        ('evaluation.datasets=[{name: ../x, kind: coco, path: y}]', "name"),
+    ],
+)  # fmt: skip
+def test_bad_settings_fail_before_any_work(tmp_path, setting, named) -> None:
+    with pytest.raises(ConfigError, match=named):
+        _load(tmp_path, setting)
 
 
 def test_guided_chain_runs_with_unreadable_renderer_masks(tmp_path, monkeypatch) -> None:
@@ -128,8 +163,8 @@ def test_stop_and_continue(tmp_path) -> None:
 
     token = StopToken()
     with pytest.raises(Stopped):
-        workflow.run(_load(tmp_path, "losses=[unguided]"), StopEarly(token), token)
-    result = workflow.run(_load(tmp_path, "losses=[unguided]"), Progress(), StopToken())
+        chain.run(_load(tmp_path, "losses=[unguided]"), StopEarly(token), token)
+    result = chain.run(_load(tmp_path, "losses=[unguided]"), Progress(), StopToken())
     assert Path(result["report"]).exists() and result["ablation"] is None
 
 

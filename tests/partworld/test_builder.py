@@ -85,6 +85,11 @@ def test_unknown_target_and_stage(tmp_path) -> None:
         builder.build(tmp_path, "smoke", ("vae",), 0, "cpu", Progress(), StopToken())
 
 
+def test_a_stage_alone_names_what_it_needs(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="needs the result of stage tokenizer"):
+        builder.build(tmp_path, "smoke", ("generator",), 0, "cpu", Progress(), StopToken())
+
+
 def test_interrupted_fit_equals_undisturbed_one(tmp_path) -> None:
     import torch
 

@@ -122,4 +122,28 @@ def test_folder_reads_back(tmp_path) -> None:
 
 def test_folder_without_masks_holds_none(tmp_path) -> None:
     write_scenes(tmp_path, "train", 2, masks=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["captions.json", "images", "labels.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "captions.json",
+        "images",
+        "labels.json",
+        "scenes.json",
+    ]
+
+
+def test_folder_of_other_scenes_is_refused(tmp_path) -> None:
+    write_scenes(tmp_path, "test", 2)
+    assert write_scenes(tmp_path, "test", 2) == tmp_path
+    for split, num, masks in (("train", 2, True), ("test", 3, True), ("test", 2, False)):
+        with pytest.raises(ConfigError, match="holds scenes"):
+            write_scenes(tmp_path, split, num, masks=masks)
+    assert len(list((tmp_path / "images").iterdir())) == 2
+
+
+def test_interrupted_folder_is_finished(tmp_path) -> None:
+    from glass_fast.partworld.folder import RECORD, STARTED
+
+    write_scenes(tmp_path, "test", 3)
+    (tmp_path / RECORD).rename(tmp_path / STARTED)
+    (tmp_path / "images" / "test-000002.png").unlink()
+    write_scenes(tmp_path, "test", 3)
+    assert len(list((tmp_path / "images").iterdir())) == 3 and (tmp_path / RECORD).exists()

@@ -17,13 +17,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from glass_fast.data.atomic import write_bytes, write_json
+from glass_fast.data.atomic import read_json, write_bytes, write_json
 from glass_fast.errors import ConfigError
 from glass_fast.partworld.builder.card import write_card
 from glass_fast.partworld.builder.fitting import Fit
 from glass_fast.progress import Progress, StopToken
 
 STAGES = ("tokenizer", "autoencoder", "generator", "encoder", "captioner", "slots")
+
+
+_FOLDERS = {
+    "tokenizer": "generator/tokenizer",
+    "autoencoder": "generator/vae",
+    "generator": "generator/unet",
+    "encoder": "encoder",
+    "captioner": "captioner",
+    "slots": "slots",
+}
+_NEEDS = {"generator": ("tokenizer", "autoencoder"), "slots": ("generator", "encoder", "captioner")}
 
 
 @dataclass(frozen=True)
@@ -177,7 +188,7 @@ def build(
     card_file = out / "card.json"
     card: dict[str, Any] = {"target": target, "seed": seed, "stages": {}}
     if card_file.exists():
-        card = json.loads(card_file.read_text())
+        card = read_json(card_file, "build record")
     if (card["target"], card["seed"]) != (target, seed):
         raise ConfigError(
             "GF-CONFIG-205",
@@ -211,8 +222,15 @@ def build(
             _slots(out, work / stage, recipe, *common)
 
     for stage in stages or STAGES:
-        if stage in card["stages"]:
+        if stage in card["stages"] and (out / _FOLDERS[stage]).is_dir():
             continue
+        for needed in _NEEDS.get(stage, ()):
+            if not (out / _FOLDERS[needed]).is_dir():
+                raise ConfigError(
+                    "GF-CONFIG-207",
+                    f"stage {stage} needs the result of stage {needed}, which {out} does not hold",
+                    f"add --stage {needed}, or name no stage to build all",
+                )
         begin = time.monotonic()
         run_stage(stage)
         losses = work / stage / "losses.json"

@@ -85,11 +85,11 @@ def fit(
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=plan.peak, betas=(0.9, 0.99), weight_decay=plan.weight_decay)
     average = [p.detach().clone() for p in parameters] if plan.ema else []
-    first, losses = 0, []
+    first, losses, mean = 0, [], 0.0
     if checkpoint.exists():
         with safetensors.safe_open(checkpoint, "pt") as stored:
             info = json.loads(stored.metadata()["state"])
-            first, losses = info["step"], info["losses"]
+            first, losses, mean = info["step"], info["losses"], info["mean"]
             module.load_state_dict(
                 {k[6:]: stored.get_tensor(k) for k in stored.keys() if k.startswith("model.")}  # noqa: SIM118
             )
@@ -112,12 +112,11 @@ def fit(
             tensors[f"exp_avg_sq.{index}"] = optimizer.state[p]["exp_avg_sq"].cpu().contiguous()
             if plan.ema:
                 tensors[f"average.{index}"] = average[index].cpu().contiguous()
-        metadata = {"state": json.dumps({"step": step, "losses": losses})}
+        metadata = {"state": json.dumps({"step": step, "losses": losses, "mean": mean})}
         write_bytes(checkpoint, safetensors.torch.save({k: v.clone() for k, v in tensors.items()}, metadata))
 
     progress.start(plan.steps, "steps", stage, done=first)
     module.train()
-    mean = 0.0
     for step in range(first, plan.steps):
         for group in optimizer.param_groups:
             group["lr"] = plan.rate(step)
