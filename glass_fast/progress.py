@@ -29,12 +29,10 @@ class StopToken:
     def set(self) -> None:
         self._event.set()
 
-    def check(self, what: str) -> None:
+    def check(self, what: str, hint: str = "run the same command again to continue") -> None:
         """Raise :class:`Stopped` when a stop was asked for; ``what`` names what has been saved."""
         if self.stopped:
-            raise Stopped(
-                "GF-STOP-001", f"stopped on request; {what}", "run the same command again to continue"
-            )
+            raise Stopped("GF-STOP-001", f"stopped on request; {what}", hint)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self._event.is_set():

@@ -141,7 +141,10 @@ class _Run:
         self.progress.start(len(sources), "images", "discover")
         try:
             for start in range(0, len(sources), self.config.batch_size):
-                self.stop.check(f"{start} of {len(sources)} pictures are finished")
+                self.stop.check(
+                    f"{start} of {len(sources)} pictures are finished and listed",
+                    "the same command starts again with the first picture; give it the others to go on",
+                )
                 batch = sources[start : start + self.config.batch_size]
                 prepared = list(self._prepare(batch, refused))
                 if prepared:

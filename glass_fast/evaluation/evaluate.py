@@ -111,7 +111,7 @@ def evaluate(
     progress.start(total, "images", f"evaluate {name or predictor.name}")
     try:
         for start in range(0, total, batch_size):
-            stop.check("evaluation has no partial result")
+            stop.check("an evaluation has no partial result", "run the same command again")
             indices = range(start, min(start + batch_size, total))
             batch = list(_read(dataset, indices, rules, failures))
             if batch:
