@@ -202,13 +202,16 @@ class _FeatureStore:
         self.mapped, self.key = cache / "features.f16", key
         proof = cache / "features.json"
         self.complete = (
-            proof.is_file() and json.loads(proof.read_text()).get("key") == key and self.mapped.is_file()
+            proof.is_file()
+            and atomic.read_json(proof, "feature cache record").get("key") == key
+            and self.mapped.is_file()
+            and self.mapped.stat().st_size == size // 2  # half precision; a shorter file was cut off
         )
         if not self.complete:
             proof.unlink(missing_ok=True)
         with atomic.storage_errors(self.mapped, "write the feature cache"):
             mapped = np.memmap(self.mapped, np.float16, "r+" if self.complete else "w+", shape=shape)
-        self.array = torch.from_numpy(mapped)
+        self.file, self.array = mapped, torch.from_numpy(mapped)
         log.info("features of %d images take %.1f GB: cached in %s", images, size / 2e9, self.mapped)
 
     def put(self, first: int, images: list[NDArray[np.uint8]]) -> None:
@@ -221,6 +224,7 @@ class _FeatureStore:
 
     def finish(self) -> torch.Tensor:
         if self.mapped is not None and not self.complete:
+            self.file.flush()  # the record must not be on disk before the features are
             atomic.write_json(self.mapped.with_name("features.json"), {"key": self.key})
         return self.array
 
