@@ -252,7 +252,7 @@ class _Run:
             return None
         protocols = self.config.evaluation.protocols
         protocol = "glass" if "glass" in protocols else protocols[0]
-        table = ablation_table(next(iter(results.values())), protocol)
+        table = ablation_table(next(iter(results.values())), protocol=protocol)
         write_json(self.out / "ablation.json", table)
         return table | {"text": ablation_text(table)}
 

@@ -58,6 +58,17 @@ def test_every_artefact_is_there(finished) -> None:
     assert scored == arms | {"kmeans-seed0", "grid-seed0", "random_slots-seed0"}
     table = json.loads((out / "ablation.json").read_text())
     assert {"relative_gain", "relative_gain_foreground"} <= set(table)
+    unguided, glass = (
+        json.loads((out / "evaluation" / "partworld-tuning" / f"{arm}-seed0.json").read_text())["protocols"][
+            "glass"
+        ]["metrics"]
+        for arm in ("unguided", "glass")
+    )
+    assert table["relative_gain"] == pytest.approx(glass["miou_i"] / unguided["miou_i"] - 1)
+    for key in ("miou_i", "mbo_i"):
+        gain = glass[f"{key}_fg"] / unguided[f"{key}_fg"] - 1
+        assert table["relative_gain_foreground"][key] == pytest.approx(gain)
+    assert "glass over unguided" in result["text"]
     for arm in ("kmeans", "unguided", "semantic", "glass", "upper_bound"):
         assert arm in result["text"]
     assert len((out / "discover" / "objects.jsonl").read_text().splitlines()) == 3
