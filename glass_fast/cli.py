@@ -216,6 +216,47 @@ def discover(
     )
 
 
+@app.command("train-decoder")
+def train_decoder(
+    shards: Annotated[Path, typer.Argument(help="Folder of shards, or of plain pictures.")],
+    out: Out,
+    model: Annotated[
+        str, typer.Option("--model", help="Model folder whose slots are painted.")
+    ] = "partworld:slots",
+    seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
+    config: Config = [],  # noqa: B006
+    set_: Set = [],  # noqa: B006
+    resume: Resume = True,
+    progress: Show = "auto",
+) -> None:
+    """Shards and a model -> the model with a diffusion decoder (phase 2)."""
+    from glass_fast import workflow
+
+    loaded = _load(config, set_)
+    chosen = loaded.config.seed if seed is None else seed
+    work = lambda p, s: workflow.make_decoder(loaded.config, shards, model, out, chosen, p, s, resume)  # noqa: E731
+    _print({"model": str(_with_run(progress, work))}, True)
+
+
+@app.command()
+def generate(
+    images: Annotated[list[Path], typer.Argument(help="Pictures or folders of pictures.")],
+    out: Out,
+    model: Annotated[str, typer.Option("--model", help="Model folder with a decoder.")] = "partworld:slots",
+    config: Config = [],  # noqa: B006
+    set_: Set = [],  # noqa: B006
+    progress: Show = "auto",
+) -> None:
+    """New pictures from the slots of pictures, with a contact sheet."""
+    from glass_fast import workflow
+
+    loaded = _load(config, set_)
+    _print(
+        _with_run(progress, lambda p, s: workflow.generate_pictures(loaded.config, model, images, out, p, s)),
+        True,
+    )
+
+
 @app.command()
 def report(run_folder: Annotated[Path, typer.Argument(help="Folder written by `glass-fast run`.")]) -> None:
     """Write report.html of a run again."""
@@ -294,6 +335,33 @@ def partworld_build(
             _with_run(progress, lambda p, s: build(out, target, tuple(stages), seed, device, p, s)), indent=2
         )
     )
+
+
+@partworld_app.command("measure")
+def partworld_measure(
+    weights: Annotated[Path, typer.Option("--weights", help="Folder written by `partworld build`.")],
+    work: Annotated[Path, typer.Option("--work", help="Caches; an interrupted measurement continues.")],
+    sheets: Annotated[
+        Path | None, typer.Option("--sheets", help="Folder for picture sheets, loss curves and the mask plot.")
+    ] = None,
+    run_folder: Annotated[
+        Path | None, typer.Option("--run", help="Run on these models whose comparison goes into the card.")
+    ] = None,
+    images: Annotated[int, typer.Option("--images", min=5, help="Pictures of each single-class prompt.")] = 20,
+    scenes: Annotated[int, typer.Option("--scenes", min=20, help="Held-out renders a measure.")] = 200,
+    check: Annotated[
+        Path | None, typer.Option("--check", help="A card.json: end with exit code 3 if ours is worse than that.")
+    ] = None,
+    progress: Show = "auto",
+) -> None:
+    """Measure every quality of a build, write them into its card, and compare them with another card."""
+    from glass_fast.partworld.measure import dump, measure
+
+    work_on = lambda p, s: measure(  # noqa: E731
+        weights, work, p, s, sheets=sheets, run=run_folder, images=images, scenes=scenes, check=check
+    )
+    typer.echo(dump(_with_run(progress, work_on)))
+
 
 
 def main() -> None:

@@ -147,6 +147,63 @@ def _truth(num: int) -> Any:
     )
 
 
+def make_decoder(
+    config: RunConfig,
+    pictures: Path,
+    model: str,
+    out: Path,
+    seed: int,
+    progress: Progress,
+    stop: StopToken,
+    resume: bool = True,
+) -> Path:
+    """Phase 2: a copy of ``model`` with a diffusion decoder trained on shards or plain pictures; returns ``out``."""
+    from glass_fast.data.shards import open_shards
+    from glass_fast.models.glass import Glass
+    from glass_fast.models.loading import load_generator, resolve_device, resolve_model
+    from glass_fast.training.latents import PictureFolder
+    from glass_fast.training.phase2 import train_decoder
+
+    _may_continue(out, resume)
+    folder = resolve_model(model).path
+    if folder is not None and folder == Path(out).resolve():
+        raise ConfigError(
+            "GF-CONFIG-214",
+            f"--out is the folder of the model ({folder}); phase 2 writes a full model folder of its own",
+            "choose another --out",
+        )
+    device = resolve_device(config.device)
+    is_shards = (Path(pictures) / "manifest.json").exists()
+    return train_decoder(
+        config.decoder,
+        open_shards(pictures) if is_shards else PictureFolder(pictures),
+        Glass.from_pretrained(model, device),
+        load_generator(config.models.decoder or config.models.generator, device),
+        out,
+        seed,
+        device,
+        stop,
+        progress,
+        reject=config.synthesis.quality.reject,
+    )
+
+
+def generate_pictures(
+    config: RunConfig, model: str, images: Sequence[Path], out: Path, progress: Progress, stop: StopToken
+) -> dict[str, Any]:
+    """Pictures -> slots -> new pictures with a sheet in ``out``; returns the record without its list of pictures."""
+    from glass_fast.generation.pictures import generate
+    from glass_fast.models.diffusion_decoder import load_decoder
+    from glass_fast.models.glass import Glass
+
+    loaded = Glass.from_pretrained(model, device=config.device)
+    decoder = load_decoder(model, loaded, config.device)
+    record = generate(
+        loaded, decoder, list(images), out, config.decoder.sampling, config.seed, progress, stop
+    )
+    return {key: value for key, value in record.items() if key != "pictures"}
+
+
 def dataset_folder(dataset: DatasetConfig, out: Path) -> DatasetConfig:
     """Render ``partworld:SPLIT`` into ``out/data`` and point the data set there; others are returned as they are."""
     if not dataset.path.startswith(_PARTWORLD):

@@ -30,7 +30,7 @@ class ModelsConfig(_Section):
     captioner: str = "partworld:captioner"
     """BLIP or BLIP-2 folder (transformers layout)."""
     decoder: str | None = None
-    """Stable-Diffusion folder for the slot-conditioned decoder of phase 2 (None: no phase 2)."""
+    """Stable-Diffusion folder that the slot-conditioned decoder of phase 2 starts from (None: the generator)."""
 
 
 class CaptionsConfig(_Section):
@@ -98,6 +98,22 @@ class MasksConfig(_Section):
     """Absence guard: a class whose raw peak is below this share of ``absence_peaks[class]`` (or of the
     highest raw peak in the image when the class is not listed) is dropped; 0 switches the guard off."""
     absence_peaks: dict[str, float] = Field(default_factory=dict)
+    competition: Annotated[float, Field(ge=0.0)] = 0.0
+    """Above 0: every class map is divided by the sum of the image's class maps plus this times their highest value, so
+    that a strong part of an object does not dwarf the rest of it; 0: Dataset Diffusion."""
+    floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of a soft map's pixels that become 0 when it is brought to [0, 1]; 0: only its minimum (Dataset
+    Diffusion). A class that covers more than the rest of the picture would lose some."""
+    refine: Literal["none", "pamr"] = "none"
+    """Refine the soft maps with the picture before they are stored: none (Dataset Diffusion) or pamr
+    (pixel-adaptive mask refinement, Araslanov & Roth, CVPR 2020)."""
+    refine_size: PositiveInt = 128
+    """Longer side of the refined and stored soft maps; a larger one than the picture's means the picture's."""
+    refine_iterations: Annotated[int, Field(ge=1, le=100)] = 10
+    refine_dilations: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=8)] = (1, 2, 4, 8, 12, 24)
+    """Distances of the 8-neighbourhoods that are averaged, in pixels of the refined maps."""
+    refine_weight: Annotated[float, Field(gt=0.0)] = 0.1
+    """Differences of colour count in units of this times the local standard deviation; less: sharper edges."""
 
     @model_validator(mode="after")
     def _ordered(self) -> MasksConfig:
@@ -200,6 +216,73 @@ class TrainingConfig(_Section):
         return self
 
 
+class SamplingConfig(_Section):
+    """Slots -> pictures (method notes 7.4: 250 steps of DPM-Solver++, guidance 1.3)."""
+
+    steps: PositiveInt = 250
+    scheduler: str = "dpmsolver++"
+    """``default`` (what the decoder's generator ships), ddim, dpmsolver++, euler, ..."""
+    guidance_scale: Annotated[float, Field(ge=0.0)] = 1.3
+    """Weight of classifier-free guidance against the null context; 1 switches it off and halves the work."""
+    guidance_rescale: Share = 0.0
+    batch_size: PositiveInt = 16
+    sheet: Annotated[int, Field(ge=0)] = 64
+    """At most so many pairs of source and generation on the contact sheet; 0: no sheet."""
+
+
+class DecoderConfig(_Section):
+    """Phase 2: the UNet on slots as its only context (method notes 4.1, 6)."""
+
+    init: Literal["generator", "scratch"] = "generator"
+    """Start from the weights of ``models.decoder`` (the paper) or from random ones of the same shape."""
+    slots: Literal["frozen", "low_rate"] = "frozen"
+    """low_rate: slot attention learns with ``slot_rate`` times the learning rate; the encoder never does."""
+    slot_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    keep_phase1: bool = False
+    """slots: low_rate only: the MLP decoder's reconstruction loss stays, so that masks drift less; the MLP decoder
+    learns at the rate of slot attention."""
+    lambda_instance: Annotated[float, Field(ge=0)] = 0.9
+    """Weight of that loss beside the diffusion loss."""
+    steps: PositiveInt = 100000
+    batch_size: PositiveInt = 128
+    micro_batch: PositiveInt | None = None
+    """Samples in memory at once; gradients of a batch are summed over its pieces. None: the whole batch."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast of the UNet; weights, optimizer and loss stay float32."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the averaged weights that are saved instead of the last ones; 0: none (LSD, CODA)."""
+    context_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of samples whose slots are replaced by the null context, which guidance needs (CODA; LSD has none)."""
+    timesteps: Literal["uniform", "logit_normal"] = "uniform"
+    """Distribution of the noise level; logit_normal puts more samples on middle levels."""
+    logit_mean: float = 0.0
+    logit_std: Annotated[float, Field(gt=0)] = 1.0
+    latents: Literal["sample", "mean"] = "sample"
+    """Draw from the VAE's posterior at every step, as Stable Diffusion was trained, or take its mean."""
+    resolution: PositiveInt | None = None
+    """Side of the pictures in pixels; default: native size of the UNet. The paper takes 256."""
+    flip: bool = False
+    """Also train on mirrored pictures (twice the cached features and latents)."""
+    saved_dtype: Literal["float32", "float16"] = "float32"
+    checkpoint_every: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
+    log_every: PositiveInt = 50
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _together(self) -> DecoderConfig:
+        if self.keep_phase1 and self.slots == "frozen":
+            raise ValueError("keep_phase1 needs slots: low_rate (frozen slots cannot drift)")
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError("batch_size must be a multiple of micro_batch")
+        return self
+
+
 class DatasetConfig(_Section):
     """One data set to evaluate on."""
 
@@ -245,6 +328,7 @@ class RunConfig(_Section):
     captions: CaptionsConfig = CaptionsConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
     training: TrainingConfig = TrainingConfig()
+    decoder: DecoderConfig = DecoderConfig()
     losses: Annotated[tuple[Arm, ...], Field(min_length=1)] = ("glass",)
     """Which models ``run`` trains; upper_bound trains on ground-truth masks (PartWorld only)."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)

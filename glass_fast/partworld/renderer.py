@@ -79,8 +79,8 @@ def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _background(rng: np.random.Generator) -> np.ndarray:
-    """Float (64, 64, 3) in [0, 255]: gradient, smooth noise, stripes or checks of muted colours."""
+def _texture(rng: np.random.Generator) -> np.ndarray:
+    """Float (64, 64, 3) in [0, 255]: gradient, smooth noise, stripes or checks of two muted colours."""
     hue = rng.random()
     first = np.array(_rgb(hue, rng.uniform(0.10, 0.40), rng.uniform(0.45, 0.90)), float)
     second = np.array(
@@ -101,6 +101,22 @@ def _background(rng: np.random.Generator) -> np.ndarray:
         cells = rng.uniform(3, 6)
         weight = ((np.floor(x * cells) + np.floor(y * cells)) % 2) * 0.6 + 0.2
     return first + (second - first) * weight[..., None]
+
+
+def _background(rng: np.random.Generator) -> np.ndarray:
+    """Float (64, 64, 3) in [0, 255]: one to three stretches of ground, each with a texture of its own.
+
+    As in photos (sky, hill, meadow) the background is several regions that differ more than some objects do.
+    """
+    x = np.arange(SIZE) / SIZE
+    y = x[:, None]
+    picture = _texture(rng)
+    for edge in {1: (), 2: (0.55,), 3: (0.36, 0.68)}[int(rng.choice([1, 2, 3], p=[0.2, 0.5, 0.3]))]:
+        height = edge + rng.uniform(-0.12, 0.12) + rng.uniform(-0.25, 0.25) * (x - 0.5)
+        for waves in (1, 2, 3):
+            height = height + rng.normal(0, 0.05 / waves) * np.sin(2 * math.pi * (waves * x + rng.random()))
+        picture = np.where((y > height)[..., None], _texture(rng), picture)
+    return picture
 
 
 def _layout(rng: np.random.Generator) -> list[tuple[int, float, float, float]]:

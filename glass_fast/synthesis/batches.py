@@ -17,18 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from glass_fast.config.schema import SynthesisConfig
-from glass_fast.errors import NumericsError
+from glass_fast.errors import ConfigError, NumericsError
+from glass_fast.models.denoising import decode, denoise, initial_noise
+from glass_fast.models.schedulers import build_scheduler, identity, set_steps
 from glass_fast.synthesis.capture import AttentionCapture
-from glass_fast.synthesis.denoise import (
-    decode,
-    denoise,
-    in_float32,
-    initial_noise,
-    latent_size,
-    use_attention,
-)
-from glass_fast.synthesis.masks import soft_maps
-from glass_fast.synthesis.schedulers import build_scheduler, identity, set_steps
+from glass_fast.synthesis.masks import class_maps, soft_maps
+from glass_fast.synthesis.networks import in_float32, latent_size, use_attention
 from glass_fast.synthesis.text import TextRow, check_negative, class_columns, encode_text, text_length
 
 if TYPE_CHECKING:
@@ -52,7 +46,8 @@ class Made:
 
     Attributes:
         image: (H, W, 3) uint8; zeros when not finite.
-        maps: (K, h, w) uint8 soft maps of the sample's K classes; zeros when not finite.
+        maps: (K, h, w) uint8 soft maps of the sample's K classes, refined where that is asked for; zeros when not
+            finite.
         peaks: K raw peaks.
         finite: False when latents, maps or image were not finite.
         retried: True when the sample was made again in float32.
@@ -75,7 +70,7 @@ class BatchRunner:
         note: called with a dictionary for events that belong into the run log (back-off, retry).
 
     Raises:
-        ConfigError: unknown scheduler, size, layer or timestep range.
+        ConfigError: unknown scheduler, size, layer or timestep range; GF-SYN-007, refined maps below the captured size.
     """
 
     def __init__(
@@ -95,6 +90,7 @@ class BatchRunner:
         self.capture = AttentionCapture(
             generator.unet, self.size, config.capture, want_self=config.masks.tau > 0
         )
+        self._check_refinement()
         scheduler = build_scheduler(config.scheduler, generator.scheduler_config)
         timesteps = set_steps(scheduler, config.steps, "cpu")
         self.scheduler = identity(scheduler)
@@ -102,6 +98,17 @@ class BatchRunner:
         self.capture.require_steps([float(t) for t in timesteps])
         self.rows = config.batch_size
         self._good = 0
+
+    def _check_refinement(self) -> None:
+        """Refined maps finer than tokens are the point; coarser ones would lose what attention has."""
+        masks, tokens = self.config.masks, self.capture.choice.self_size
+        if masks.refine != "none" and masks.refine_size < max(tokens):
+            raise ConfigError(
+                "GF-SYN-007",
+                f"synthesis.masks.refine_size={masks.refine_size} is below the {max(tokens)} tokens of the captured "
+                "maps",
+                f"use {max(tokens)} or more, or synthesis.masks.refine=none",
+            )
 
     def run(self, requests: Sequence[Request]) -> list[Made]:
         """Make one planned micro-batch; samples that are not finite are made once more in float32.
@@ -189,9 +196,10 @@ class BatchRunner:
         finite = latents.flatten(1).isfinite().all(dim=1) & maps.cross.flatten(1).isfinite().all(dim=1)
         if maps.self_ is not None:
             finite &= maps.self_.flatten(1).isfinite().all(dim=1)
-        soft, peaks = soft_maps(maps, config.masks.tau)
-        del maps
+        raw = class_maps(maps, config.masks.tau)
+        del maps  # the self maps go before the VAE needs memory
         images, decoded = decode(parts.vae, latents)
+        soft, peaks = soft_maps(raw, config.masks, images)
         good = (finite.cpu() & decoded).tolist()
         return [
             _made(

@@ -208,10 +208,7 @@ def _facts(config: SynthesisConfig, generator: Generator, runner: BatchRunner) -
         "guidance_scale": config.guidance_scale,
         "guidance_rescale": config.guidance_rescale,
         "negative_prompt": config.negative_prompt,
-        "tau": config.masks.tau,
-        "threshold": config.masks.threshold,
-        "uncertain_threshold": config.masks.uncertain_threshold,
-        "absence_ratio": config.masks.absence_ratio,
+        **config.masks.model_dump(mode="json", exclude={"absence_peaks"}),
         "capture": config.capture.model_dump(mode="json"),
         "versions": versions(),
     }

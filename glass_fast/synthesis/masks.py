@@ -18,6 +18,7 @@ from glass_fast.errors import DataError
 from glass_fast.kernels.mask_labels import mask_labels
 from glass_fast.kernels.propagation import propagation
 from glass_fast.synthesis.capture import AttentionMaps
+from glass_fast.synthesis.refine import refine_maps
 
 UNCERTAIN = 255
 
@@ -50,23 +51,67 @@ def class_maps(maps: AttentionMaps, tau: int) -> Tensor:
     return refined.transpose(1, 2).reshape(batch, classes, height, width)
 
 
-def soft_maps(maps: AttentionMaps, tau: int) -> tuple[Tensor, Tensor]:
-    """Quantised soft maps and the raw peak of every class.
+def soft_maps(raw: Tensor, config: MasksConfig, images: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Quantised soft maps, as they are stored, and the raw peak of every class.
 
     Each map is brought to [0, 1] by its own minimum and maximum; a flat map (range below a millionth of its size)
-    becomes zero instead of amplified rounding noise.
+    becomes zero instead of amplified rounding noise. Options that Dataset Diffusion does not have, all off by
+    default: the classes of an image compete (``competition``), maps are enlarged and refined with the pictures
+    (``refine``), and a quantile takes the place of the minimum (``floor``). All that comes before the quantisation,
+    so the label mask stays a function of what is stored.
+
+    Args:
+        raw: (B, K, h, w) float32 of :func:`class_maps`.
+        config: the options.
+        images: (B, H, W, 3) uint8, needed by ``config.refine`` other than none.
 
     Returns:
-        (B, K, h, w) uint8, 255 = 1.0; (B, K) float32 peaks before normalisation, input of the absence guard.
+        (B, K, h, w) uint8, 255 = 1.0, at the size of the refinement when there is one; (B, K) float32 peaks of
+        ``raw``, input of the absence guard.
+
+    Raises:
+        ValueError: a refinement without fitting images.
     """
-    raw = class_maps(maps, tau)
     if not raw.shape[1]:
         return raw.to(torch.uint8), raw.flatten(2).sum(2)
-    low, high = raw.amin(dim=(2, 3), keepdim=True), raw.amax(dim=(2, 3), keepdim=True)
+    maps = compete(raw, config.competition)
+    if config.refine != "none":
+        if images is None:
+            raise ValueError(f"refine={config.refine!r} needs the pictures")
+        maps = refine_maps(stretch(maps), images, config)
+    soft = stretch(maps, config.floor)
+    return (soft * 255.0).round().to(torch.uint8), raw.amax(dim=(2, 3))
+
+
+def compete(maps: Tensor, strength: float) -> Tensor:
+    """``C_k / (sum_j C_j + strength * max C)`` in each image of (B, K, h, w); 0 leaves the maps as they are.
+
+    The last term stands for the background, which has no map of its own.
+    """
+    if strength == 0:
+        return maps
+    maps = maps.clamp_min(0.0)  # bicubic enlargement of cross maps undershoots
+    whole = maps.sum(dim=1, keepdim=True) + strength * maps.amax(dim=(1, 2, 3), keepdim=True)
+    return torch.where(whole > 0, maps / torch.where(whole > 0, whole, 1.0), 0.0)
+
+
+def stretch(maps: Tensor, floor: float = 0.0) -> Tensor:
+    """Bring every map of (B, K, h, w) to [0, 1]; flat ones to zero.
+
+    Args:
+        maps: float32.
+        floor: the lowest value and this share of the pixels become 0.
+    """
+    high = maps.amax(dim=(2, 3), keepdim=True)
+    if floor == 0:
+        low = maps.amin(dim=(2, 3), keepdim=True)
+    else:
+        # sorted, because torch.quantile refuses large inputs and kthvalue is not deterministic on a GPU
+        ordered = maps.flatten(2).sort(dim=2).values
+        low = ordered[..., int(floor * ordered.shape[2])][..., None, None]
     span = high - low
     flat = span <= 1e-6 * torch.maximum(high.abs(), low.abs())
-    scaled = torch.where(flat, 0.0, (raw - low) / torch.where(flat, 1.0, span))
-    return (scaled.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8), high[..., 0, 0]
+    return torch.where(flat, 0.0, (maps - low) / torch.where(flat, 1.0, span)).clamp_(0.0, 1.0)
 
 
 def absent(peaks: Sequence[float], classes: Sequence[str], config: MasksConfig) -> list[bool]:

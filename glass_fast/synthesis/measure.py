@@ -16,8 +16,8 @@ from torch import Tensor
 from glass_fast.config.schema import CaptureConfig
 from glass_fast.data.prompts import Prompt
 from glass_fast.errors import ConfigError
+from glass_fast.models.denoising import encode
 from glass_fast.synthesis.capture import AttentionCapture, AttentionMaps
-from glass_fast.synthesis.denoise import encode
 from glass_fast.synthesis.text import class_columns, encode_text, text_length, text_row
 
 if TYPE_CHECKING:

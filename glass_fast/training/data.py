@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from glass_fast.config.schema import TrainingConfig
-from glass_fast.data import atomic
 from glass_fast.data.shards import ShardDataset
 from glass_fast.errors import ConfigError, DataError
 from glass_fast.models.encoder import Encoder
@@ -28,12 +26,11 @@ from glass_fast.training.segments import (
     segment_table,
     split_components,
 )
-
-log = logging.getLogger(__name__)
+from glass_fast.training.store import ArrayStore
 
 DEFAULT_REJECT = ("black", "empty")
-MEMORY_LIMIT = 4 * 2**30
-_ENCODE_BATCH = 32
+ENCODE_BATCH = 32
+"""Pictures that a frozen network sees at once: constant, so that a value never depends on who is trained."""
 
 
 @dataclass(frozen=True)
@@ -185,48 +182,19 @@ def data_hash(data: ShardDataset | GroundTruthData) -> str:
     return digest.hexdigest()
 
 
-class _FeatureStore:
-    """Encodes images in batches of constant composition into one array."""
+def feature_store(
+    encoder: Encoder, images: int, views: int, cache: Path | None, digest: str, rows_hash: str
+) -> ArrayStore:
+    """Room for the features of ``images`` pictures; the key says of which pictures, encoder and views."""
+    key = json.dumps([digest, encoder.checksum, encoder.resolution, views, rows_hash])
+    return ArrayStore("features", (views, images, math.prod(encoder.grid), encoder.dim), cache, key)
 
-    def __init__(self, encoder: Encoder, images: int, views: int, cache: Path | None, key: str) -> None:
-        self.encoder, self.views = encoder, views
-        shape = (views, images, math.prod(encoder.grid), encoder.dim)
-        size = math.prod(shape) * 4
-        self.mapped: Path | None = None
-        self.complete = False
-        if cache is None or size <= MEMORY_LIMIT:
-            self.array = torch.empty(shape)
-            return
-        # too large for memory: half precision in a mapped file, reusable by the next run on the same data
-        atomic.make_directory(cache)
-        self.mapped, self.key = cache / "features.f16", key
-        proof = cache / "features.json"
-        self.complete = (
-            proof.is_file()
-            and atomic.read_json(proof, "feature cache record").get("key") == key
-            and self.mapped.is_file()
-            and self.mapped.stat().st_size == size // 2  # half precision; a shorter file was cut off
-        )
-        if not self.complete:
-            proof.unlink(missing_ok=True)
-        with atomic.storage_errors(self.mapped, "write the feature cache"):
-            mapped = np.memmap(self.mapped, np.float16, "r+" if self.complete else "w+", shape=shape)
-        self.file, self.array = mapped, torch.from_numpy(mapped)
-        log.info("features of %d images take %.1f GB: cached in %s", images, size / 2e9, self.mapped)
 
-    def put(self, first: int, images: list[NDArray[np.uint8]]) -> None:
-        inputs = torch.stack([self.encoder.preprocess(image) for image in images]).to(self.encoder.device)
-        for view in range(self.views):
-            features = self.encoder.features(inputs.flip(3) if view else inputs)
-            if not torch.isfinite(features).all():
-                raise DataError("GF-TRAIN-005", f"the encoder gives non-finite features for images {first}..")
-            self.array[view, first : first + len(images)] = features.cpu().to(self.array.dtype)
-
-    def finish(self) -> torch.Tensor:
-        if self.mapped is not None and not self.complete:
-            self.file.flush()  # the record must not be on disk before the features are
-            atomic.write_json(self.mapped.with_name("features.json"), {"key": self.key})
-        return self.array
+def put_features(store: ArrayStore, encoder: Encoder, first: int, images: list[NDArray[np.uint8]]) -> None:
+    """Encode images ``first ..`` (and their mirror images where the store has two views)."""
+    inputs = torch.stack([encoder.preprocess(image) for image in images]).to(encoder.device)
+    for view in range(store.array.shape[0]):
+        store.put(view, first, encoder.features(inputs.flip(3) if view else inputs))
 
 
 def _iterate(
@@ -294,8 +262,7 @@ def prepare(
     chosen = choose(config, data, reject)
     rows, digest = chosen.rows, chosen.digest
     views = 2 if config.flip else 1
-    key = json.dumps([digest, encoder.checksum, encoder.resolution, views, chosen.rows_hash])
-    store = _FeatureStore(encoder, len(rows), views, cache, key)
+    store = feature_store(encoder, len(rows), views, cache, digest, chosen.rows_hash)
     progress = progress or Progress()
     progress.start(len(rows), "images", "features")
     labels = np.empty((len(rows), math.prod(encoder.grid)), np.int32)
@@ -303,9 +270,9 @@ def prepare(
     for number, (image, tokens) in enumerate(_iterate(data, rows, encoder.grid, config)):
         labels[number] = tokens.reshape(-1)
         pending.append(image)
-        if len(pending) == _ENCODE_BATCH or number == len(rows) - 1:
+        if len(pending) == ENCODE_BATCH or number == len(rows) - 1:
             if not store.complete:
-                store.put(number + 1 - len(pending), pending)
+                put_features(store, encoder, number + 1 - len(pending), pending)
             progress.advance(len(pending))
             pending = []
             if stop is not None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from glass_fast.config.schema import TrainingConfig
+from glass_fast.config.schema import DecoderConfig, TrainingConfig
 
 
-def learning_rate(config: TrainingConfig, step: int) -> float:
+def learning_rate(config: TrainingConfig | DecoderConfig, step: int) -> float:
     """Rate at ``step`` (0-based): linear warm-up, then constant, or a fall towards 0 at the last step."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps

@@ -13,6 +13,7 @@ import pytest
 from glass_fast.errors import ConfigError, Stopped
 from glass_fast.partworld import builder, renderer
 from glass_fast.partworld.builder.fitting import Fit, fit
+from glass_fast.partworld.builder.targets import list_targets, load_target
 from glass_fast.partworld.builder.text import build_tokenizer, learn_merges
 from glass_fast.progress import Progress, StopToken
 
@@ -76,6 +77,29 @@ def test_build_code_names_no_mask() -> None:
                 assert {alias.name for alias in node.names} <= {"render_pictures", "plural", "describe"}, path
             if isinstance(node, ast.Attribute):
                 assert node.attr not in {"instances", "classes", "parts"}, f"{path}: {node.attr}"
+
+
+def test_every_target_is_a_whole_plan() -> None:
+    from glass_fast.config.load import load_config
+
+    assert list_targets() == ["cpu", "gpu", "smoke"]
+    for name in list_targets():
+        target = load_target(name)
+        overrides = [f"{k}={json.dumps(v)}" for k, v in (target.slots | target.decoder).items()]
+        config = load_config("demo", [], overrides).config  # an unknown key would be an error
+        tokens = 64 // 2 ** (len(target.autoencoder.channels) - 1)
+        assert config.synthesis.capture.cross_size == tokens, "maps are read at the finest attention"
+
+
+def test_a_target_file_that_breaks_a_rule(tmp_path, monkeypatch) -> None:
+    from glass_fast.partworld.builder import targets
+
+    (tmp_path / "targets").mkdir()
+    text = (_BUILD.parent / "targets" / "smoke.yaml").read_text()
+    (tmp_path / "targets" / "odd.yaml").write_text(text.replace("pictures: 600", "pictures: 0"))
+    monkeypatch.setattr(targets, "files", lambda package: tmp_path)
+    with pytest.raises(ConfigError, match="odd: pictures"):
+        load_target("odd")
 
 
 def test_unknown_target_and_stage(tmp_path) -> None:

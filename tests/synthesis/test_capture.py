@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from glass_fast.config.schema import CaptureConfig
 from glass_fast.errors import ConfigError
+from glass_fast.models.denoising import denoise, initial_noise
+from glass_fast.models.schedulers import build_scheduler, set_steps
 from glass_fast.synthesis.capture import AttentionCapture
-from glass_fast.synthesis.denoise import denoise, initial_noise
 from glass_fast.synthesis.measure import capture_maps
-from glass_fast.synthesis.schedulers import build_scheduler, set_steps
 from glass_fast.synthesis.text import class_columns, encode_text, text_row
 
 
@@ -308,7 +308,7 @@ def test_capture_maps_of_given_pictures(tiny_sd: ModuleType, tiny: Any) -> None:
         "class_prompts": ["car boat", "tree"],
         "classes": [("car", "boat"), ("tree",)],
     }
-    from glass_fast.synthesis.denoise import encode
+    from glass_fast.models.denoising import encode
 
     maps = capture_maps(tiny, images, **texts, timesteps=[400], config=CONFIG)
     assert maps.cross.shape == (2, 2, 8, 8) and not maps.cross[1, 1].any() and maps.cross[1, 0].any()

@@ -11,10 +11,11 @@ import torch
 
 from glass_fast.config.schema import CaptureConfig, SynthesisConfig
 from glass_fast.errors import ConfigError, DataError, EnvironmentProblem, NumericsError
+from glass_fast.models.denoising import decode, denoise, encode, initial_noise
+from glass_fast.models.schedulers import CLASSES, build_scheduler, identity, set_steps
 from glass_fast.synthesis import batches
 from glass_fast.synthesis.batches import BatchRunner, Request
-from glass_fast.synthesis.denoise import decode, denoise, encode, initial_noise, latent_size
-from glass_fast.synthesis.schedulers import CLASSES, build_scheduler, identity, set_steps
+from glass_fast.synthesis.networks import latent_size
 from glass_fast.synthesis.text import encode_text, text_row
 
 pytestmark = pytest.mark.filterwarnings(

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from glass_fast.config.schema import CaptureConfig
+from glass_fast.models.denoising import denoise, initial_noise
+from glass_fast.models.schedulers import build_scheduler, set_steps
 from glass_fast.synthesis.capture import AttentionCapture
-from glass_fast.synthesis.denoise import denoise, initial_noise
 from glass_fast.synthesis.layers import native_latent_size
-from glass_fast.synthesis.schedulers import build_scheduler, set_steps
 
 WIDTHS = (320, 640, 1280, 1280)
 # published sizes of the two UNets

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from glass_fast.config.schema import MasksConfig, QualityConfig
 from glass_fast.errors import DataError
 from glass_fast.synthesis.capture import AttentionMaps
-from glass_fast.synthesis.masks import absent, class_maps, mask_from_maps, soft_maps
+from glass_fast.synthesis.masks import absent, class_maps, compete, mask_from_maps, soft_maps, stretch
 from glass_fast.synthesis.quality import assess, is_rejected
 
 
@@ -45,12 +45,34 @@ def test_rows_are_queries() -> None:
 
 def test_soft_maps_span_zero_to_255_and_keep_raw_peaks() -> None:
     cross = torch.tensor([[[[0.2, 0.4], [0.6, 1.2]], [[0.5, 0.5], [0.5, 0.5]]]])
-    soft, peaks = soft_maps(AttentionMaps(cross, None, (2, 2)), 0)
+    soft, peaks = soft_maps(cross, MasksConfig())
     assert soft.dtype == torch.uint8 and soft[0, 0].flatten().tolist() == [0, 51, 102, 255]
     assert not soft[0, 1].any(), "a flat map has no evidence; dividing by its zero range must not make some"
     assert peaks[0].tolist() == pytest.approx([1.2, 0.5])
     noise = cross[:, 1:] + torch.tensor([[[[0.0, 3e-8], [0.0, 0.0]]]])
-    assert not soft_maps(AttentionMaps(noise, None, (2, 2)), 0)[0].any()
+    assert not soft_maps(noise, MasksConfig())[0].any()
+
+
+def test_classes_compete_by_the_formula() -> None:
+    """By hand: sum 0.4 + 0.5 * highest 0.4; a second image without any evidence stays zero, not NaN."""
+    maps = torch.tensor([[[[0.4, 0.1]], [[0.0, 0.3]]], [[[0.0, 0.0]], [[0.0, 0.0]]]])
+    expected = torch.tensor([[[[0.4 / 0.6, 0.1 / 0.6]], [[0.0, 0.3 / 0.6]]], [[[0.0, 0.0]], [[0.0, 0.0]]]])
+    torch.testing.assert_close(compete(maps, 0.5), expected)
+    assert torch.equal(compete(maps * 7, 0.5), compete(maps, 0.5)), "no scale of its own"
+    assert compete(maps, 0) is maps
+    assert (compete(maps - 0.2, 0.5) >= 0).all()
+    soft, peaks = soft_maps(maps, MasksConfig(competition=0.5))
+    assert soft[0, 0].flatten().tolist() == [255, 0] and peaks[0].tolist() == pytest.approx([0.4, 0.3])
+
+
+def test_floor_is_the_share_of_pixels_that_become_zero() -> None:
+    maps = torch.arange(16.0).view(1, 1, 4, 4)[..., torch.tensor([2, 0, 3, 1])]
+    assert (stretch(maps, 0.5) == 0).sum() == 9, "half of the pixels, and the one that the floor is"
+    assert stretch(maps, 0.5).flatten().sort().values[-7:].tolist() == pytest.approx(
+        [i / 7 for i in range(1, 8)]
+    )
+    assert (stretch(maps) == 0).sum() == 1 and stretch(maps, 0.99).sum() == 0
+    assert soft_maps(maps, MasksConfig(floor=0.5))[0].max() == 255
 
 
 def test_missing_self_maps_are_a_bug_not_a_silent_identity() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from glass_fast.errors import ConfigError, DataError
-from glass_fast.training import data as data_module
+from glass_fast.training import store
 from glass_fast.training.data import GroundTruthData, prepare
 from glass_fast.training.segments import labels_by_area
 from tests.training import tiny
@@ -70,7 +70,7 @@ def test_nothing_to_train_on(encoder, tmp_path):
 
 def test_large_features_go_to_a_mapped_file_and_are_reused(encoder, shards, tmp_path, monkeypatch):
     plain = prepare(tiny.tiny_config(), shards, encoder)
-    monkeypatch.setattr(data_module, "MEMORY_LIMIT", 1000)
+    monkeypatch.setattr(store, "MEMORY_LIMIT", 1000)
     mapped = prepare(tiny.tiny_config(), shards, encoder, tmp_path)
     assert torch.equal(mapped.features, plain.features.half())
     monkeypatch.setattr(encoder, "features", lambda *_: pytest.fail("the cached features were not used"))

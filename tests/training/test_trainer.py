@@ -123,7 +123,7 @@ def test_losses_share_batches_noise_and_initial_weights(encoder, shards, tmp_pat
 def test_every_image_is_seen_once_an_epoch(encoder, shards, tmp_path):
     prepared = prepare(tiny.tiny_config(), shards, encoder)
     run = trainer._Run(tiny.tiny_config(), prepared, encoder, tmp_path, 7, torch.device("cpu"), {})
-    rows = torch.cat([run._rows(step) for step in range(23)])  # 5 epochs of 23 in batches of 5
+    rows = torch.cat([run.rows(step) for step in range(23)])  # 5 epochs of 23 in batches of 5
     for epoch in rows.view(5, 23):
         assert sorted(epoch.tolist()) == list(range(23))
     assert not torch.equal(rows[:23], rows[23:46])

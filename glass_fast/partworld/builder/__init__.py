@@ -6,24 +6,32 @@ Layout of the output, which is also that of the shipped weights:
     generator/{tokenizer,text_encoder,unet,vae,scheduler}/   Stable-Diffusion folder (diffusers)
     encoder/      timm folder          captioner/   BLIP folder (transformers)
     slots/        GLASS model trained on images that the generator made
-    card.json     recipe, seed, losses, seconds, checksums; README.md says the same for people
+    slots/decoder/   its diffusion decoder (phase 2)
+    card.json     plan, seed, losses, seconds, machine, checksums, qualities; README.md says the same for people
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
 
 from glass_fast.data.atomic import read_json, write_bytes, write_json
 from glass_fast.errors import ConfigError
 from glass_fast.partworld.builder.card import write_card
-from glass_fast.partworld.builder.fitting import Fit
+from glass_fast.partworld.builder.targets import Target, load_target
 from glass_fast.progress import Progress, StopToken
 
-STAGES = ("tokenizer", "autoencoder", "generator", "encoder", "captioner", "slots")
+if TYPE_CHECKING:
+    from glass_fast.config.schema import RunConfig
+
+STAGES = ("tokenizer", "autoencoder", "generator", "encoder", "captioner", "slots", "decoder")
 
 
 _FOLDERS = {
@@ -33,70 +41,16 @@ _FOLDERS = {
     "encoder": "encoder",
     "captioner": "captioner",
     "slots": "slots",
+    "decoder": "slots/decoder",
 }
-_NEEDS = {"generator": ("tokenizer", "autoencoder"), "slots": ("generator", "encoder", "captioner")}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What one target machine trains."""
-
-    pictures: int
-    autoencoder: Fit
-    generator: Fit
-    encoder: Fit
-    captioner: Fit
-    slots: dict[str, Any]
-    """Overrides of the ``demo`` preset for the default slot model."""
-    workers: int = 1
-
-
-RECIPES = {
-    "cpu": Recipe(
-        pictures=24000,
-        autoencoder=Fit(steps=850, batch_size=64, peak=3e-3, flat=0.5, ema=0.99),
-        generator=Fit(steps=6500, batch_size=16, peak=1.2e-3, flat=0.4, ema=0.997),
-        encoder=Fit(
-            steps=1600, batch_size=64, peak=1.5e-3, warmup=100, flat=0.4, ema=0.995, weight_decay=0.05
-        ),
-        captioner=Fit(
-            steps=1600, batch_size=64, peak=1.5e-3, warmup=100, flat=0.4, ema=0.99, weight_decay=0.02
-        ),
-        slots={},
-    ),
-    "gpu": Recipe(
-        pictures=60000,
-        autoencoder=Fit(steps=2500, batch_size=256, peak=3e-3, flat=0.5, ema=0.995),
-        generator=Fit(steps=16000, batch_size=128, peak=1.5e-3, warmup=300, flat=0.4, ema=0.999),
-        encoder=Fit(
-            steps=6000, batch_size=256, peak=1.5e-3, warmup=300, flat=0.4, ema=0.998, weight_decay=0.05
-        ),
-        captioner=Fit(
-            steps=4000, batch_size=256, peak=1.5e-3, warmup=200, flat=0.4, ema=0.995, weight_decay=0.02
-        ),
-        slots={},
-        workers=8,
-    ),
-    "smoke": Recipe(
-        pictures=600,
-        autoencoder=Fit(steps=4, batch_size=4, peak=1e-3, warmup=1),
-        generator=Fit(steps=4, batch_size=4, peak=1e-3, warmup=1, ema=0.9),
-        encoder=Fit(steps=3, batch_size=4, peak=1e-3, warmup=1),
-        captioner=Fit(steps=3, batch_size=4, peak=1e-3, warmup=1),
-        slots={
-            "captions.limit": 4,
-            "synthesis.num": 4,
-            "synthesis.batch_size": 2,
-            "synthesis.steps": 2,
-            "training.steps": 2,
-            "training.batch_size": 2,
-            "synthesis.quality.reject": [],
-        },
-    ),
+_NEEDS = {
+    "generator": ("tokenizer", "autoencoder"),
+    "slots": ("generator", "encoder", "captioner"),
+    "decoder": ("generator", "encoder", "slots"),
 }
 
 
-def _pictures(work: Path, recipe: Recipe, seed: int, progress: Progress) -> tuple[Any, list[str]]:
+def _pictures(work: Path, target: Target, seed: int, progress: Progress) -> tuple[Any, list[str]]:
     """Render the training pictures once; later stages and later runs read the cache."""
     import numpy as np
 
@@ -104,34 +58,39 @@ def _pictures(work: Path, recipe: Recipe, seed: int, progress: Progress) -> tupl
 
     pixels, text = work / "pictures.npy", work / "captions.json"
     if not text.exists():
-        progress.start(recipe.pictures, "scenes", "render")
-        images, captions = render_pictures("train", recipe.pictures, seed, recipe.workers)
+        progress.start(target.pictures, "scenes", "render")
+        images, captions = render_pictures("train", target.pictures, seed, target.workers)
         np.save(work / "pictures.tmp.npy", images)
         (work / "pictures.tmp.npy").replace(pixels)
         write_bytes(text, json.dumps(captions).encode())
-        progress.advance(recipe.pictures)
+        progress.advance(target.pictures)
         progress.finish()
     return np.load(pixels, mmap_mode="r"), json.loads(text.read_text())
 
 
-def _slots(
-    out: Path, work: Path, recipe: Recipe, seed: int, device: str, progress: Progress, stop: StopToken
-) -> None:
-    """The default model of ``discover``: captions -> synthesis -> training with the models just made."""
-    import shutil
+def demo_config(models: Path, seed: int, device: str, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """The ``demo`` preset on the models of a build.
 
-    from glass_fast import workflow
+    Args:
+        models: output folder of a build.
+        overrides: dotted keys of the configuration and their values.
+    """
     from glass_fast.config.load import load_config
 
-    models = [
-        f"models.{name}={json.dumps(str(out / name))}" for name in ("generator", "encoder", "captioner")
-    ]
-    overrides = [*models, f"seed={seed}", f"device={device}"]
-    overrides += [f"{key}={json.dumps(value)}" for key, value in recipe.slots.items()]
-    config = load_config("demo", [], overrides).config
+    settings: dict[str, Any] = {
+        f"models.{name}": str(models / name) for name in ("generator", "encoder", "captioner")
+    }
+    settings |= {"seed": seed, "device": device} | (overrides or {})
+    return load_config("demo", [], [f"{key}={json.dumps(value)}" for key, value in settings.items()]).config
+
+
+def _slots(out: Path, work: Path, config: RunConfig, progress: Progress, stop: StopToken) -> None:
+    """The default model of ``discover``: captions -> synthesis -> training with the models just made."""
+    from glass_fast import workflow
+
     workflow.make_prompts(config, work, progress, stop)
     workflow.make_shards(config, work / "prompts.parquet", work / "shards", progress, stop)
-    model = workflow.make_model(config, work / "shards", work / "model", "glass", seed, progress, stop)
+    model = workflow.make_model(config, work / "shards", work / "model", "glass", config.seed, progress, stop)
     temporary = out / ".slots.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(
@@ -147,6 +106,28 @@ def _slots(
     temporary.rename(out / "slots")
 
 
+def machine() -> dict[str, Any]:
+    """What a stage ran on: processor (and card), threads and library versions; no host name."""
+    import platform
+
+    import torch
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"model name\s*:\s*(.+)", info.read_text(errors="replace"))
+        name = found[1].strip() if found else name
+    return {
+        "processor": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "card": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
 def build(
     out: Path,
     target: str,
@@ -160,12 +141,12 @@ def build(
 
     Args:
         out: output folder; ``out/work`` holds caches and checkpoints and may be deleted afterwards.
-        target: cpu, gpu or smoke.
+        target: a file of ``partworld/targets``: cpu, gpu or smoke.
         stages: subset of :data:`STAGES`; empty means all.
         device: auto, cpu or cuda.
 
     Returns:
-        The card: recipe, seconds and loss curve per stage, checksums.
+        The card without its stages' details: target, seed, checksums, names of finished stages.
 
     Raises:
         ConfigError: unknown target or stage.
@@ -173,16 +154,13 @@ def build(
     """
     from glass_fast.models.loading import folder_checksum, resolve_device
 
-    if target not in RECIPES:
-        raise ConfigError(
-            "GF-CONFIG-203", f"target {target!r} is unknown; expected one of {', '.join(RECIPES)}"
-        )
+    plan = load_target(target)
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise ConfigError(
             "GF-CONFIG-204", f"stage {unknown[0]!r} is unknown; expected one of {', '.join(STAGES)}"
         )
-    out, work, recipe = Path(out), Path(out) / "work", RECIPES[target]
+    out, work = Path(out), Path(out) / "work"
     work.mkdir(parents=True, exist_ok=True)
     place = str(resolve_device(device))
     card_file = out / "card.json"
@@ -195,31 +173,42 @@ def build(
             f"{out} holds a build for target {card['target']}, seed {card['seed']}; asked for {target}, {seed}",
             "choose another --out",
         )
-    from glass_fast.partworld.builder import autoencoder, captioner, encoder, generator, text
+    from glass_fast.partworld.builder import autoencoder, captioner, decoder, encoder, generator, text
 
-    pictures, captions = _pictures(work, recipe, seed, progress)
+    pictures, captions = _pictures(work, plan, seed, progress)
     generator_folder = out / "generator"
     common = (seed, place, progress, stop)
+    config = demo_config(out, seed, place, plan.slots | plan.decoder)
 
     def run_stage(stage: str) -> None:
         if stage == "tokenizer":
             text.build_tokenizer(generator_folder / "tokenizer", captions)
         elif stage == "autoencoder":
             autoencoder.build_autoencoder(
-                generator_folder / "vae", work / stage, pictures, recipe.autoencoder, *common
+                generator_folder / "vae", work / stage, pictures, plan.autoencoder, *common
             )
         elif stage == "generator":
             generator.build_generator(
-                generator_folder, work / stage, pictures, captions, recipe.generator, *common
+                generator_folder, work / stage, pictures, captions, plan.generator, *common
             )
         elif stage == "encoder":
-            encoder.build_encoder(out / "encoder", work / stage, pictures, recipe.encoder, *common)
+            encoder.build_encoder(out / "encoder", work / stage, pictures, plan.encoder.fit, *common)
         elif stage == "captioner":
             captioner.build_captioner(
-                out / "captioner", work / stage, pictures, captions, recipe.captioner, *common
+                out / "captioner", work / stage, pictures, captions, plan.captioner.fit, *common
             )
+        elif stage == "slots":
+            _slots(out, work / stage, config, progress, stop)
         else:
-            _slots(out, work / stage, recipe, *common)
+            decoder.build_decoder(
+                out / "slots",
+                generator_folder,
+                work / "slots" / "shards",
+                work / stage,
+                config,
+                progress,
+                stop,
+            )
 
     for stage in stages or STAGES:
         if stage in card["stages"] and (out / _FOLDERS[stage]).is_dir():
@@ -231,14 +220,23 @@ def build(
                     f"stage {stage} needs the result of stage {needed}, which {out} does not hold",
                     f"add --stage {needed}, or name no stage to build all",
                 )
+        # A stopped stage leaves its seconds behind, so that the card tells the time of all its runs.
+        clock = work / stage / "seconds.json"
+        spent = json.loads(clock.read_text()) if clock.exists() else 0.0
         begin = time.monotonic()
-        run_stage(stage)
+        try:
+            run_stage(stage)
+        finally:
+            spent += time.monotonic() - begin
+            clock.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(clock, json.dumps(round(spent, 1)).encode())
         losses = work / stage / "losses.json"
-        plan = getattr(recipe, stage, None)
+        recipe = getattr(plan, stage, None)
         card["stages"][stage] = {
-            "seconds": round(time.monotonic() - begin, 1),
-            "recipe": asdict(plan) if isinstance(plan, Fit) else plan,
+            "seconds": round(spent, 1),
+            "recipe": recipe.model_dump(mode="json") if isinstance(recipe, BaseModel) else recipe,
             "losses": json.loads(losses.read_text()) if losses.exists() else [],
+            "machine": machine(),
         }
         card["checksums"] = {
             name: folder_checksum(out / name)

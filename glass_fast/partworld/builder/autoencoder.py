@@ -1,4 +1,4 @@
-"""Stage ``autoencoder``: a diffusers AutoencoderKL from 64x64 pictures to 16x16 latents of 8 channels."""
+"""Stage ``autoencoder``: a diffusers AutoencoderKL from 64x64 pictures to latents of 16x16 (32x32) tokens."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from glass_fast.models.loading import ensure_torchvision
-from glass_fast.partworld.builder.fitting import Fit, fit, step_rng
+from glass_fast.partworld.builder.fitting import fit, step_rng
+from glass_fast.partworld.builder.targets import AutoencoderPlan
 from glass_fast.progress import Progress, StopToken
 
 if TYPE_CHECKING:
     import torch
-
-LATENT_CHANNELS = 8
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
@@ -28,7 +27,7 @@ def build_autoencoder(
     folder: Path,
     work: Path,
     images: np.ndarray,
-    plan: Fit,
+    settings: AutoencoderPlan,
     seed: int,
     device: str,
     progress: Progress,
@@ -39,15 +38,16 @@ def build_autoencoder(
     import torch
     from diffusers import AutoencoderKL
 
+    plan, levels = settings.fit, len(settings.channels)
     torch.manual_seed(seed)
     model = AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 48),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=settings.channels,
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=settings.latent_channels,
         norm_num_groups=4,
         mid_block_add_attention=False,
         sample_size=64,

@@ -23,13 +23,13 @@ model is trained on images that `generator/` made and on masks captured from its
 
 Rebuild with `glass-fast partworld build --target {target} --seed {seed} --out DIR`.
 
-| stage | steps | batch | seconds | first loss | last loss |
-|---|---|---|---|---|---|
+| stage | steps | batch | seconds | machine | first loss | last loss |
+|---|---|---|---|---|---|---|
 {stages}
 
 {note}
 
-Checksums (sha256 over names and file hashes):
+{qualities}Checksums (sha256 over names and file hashes):
 
 {checksums}
 
@@ -57,6 +57,89 @@ def _parameters(folder: Path) -> int:
     return total
 
 
+def _machine(machine: dict[str, Any] | None) -> str:
+    if not machine:
+        return "-"
+    return (
+        f"{machine['card'] or machine['processor']}, {machine['threads']} thread(s), torch {machine['torch']}"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _share(entry: dict[str, Any]) -> str:
+    return (
+        f"{_percent(entry['share'])} ({entry['count']} of {entry['total']}; "
+        f"95 % interval {100 * entry['low']:.0f}-{100 * entry['high']:.0f})"
+    )
+
+
+def _qualities(found: dict[str, Any] | None) -> str:
+    """Table of ``glass-fast partworld measure``; nothing before it has run."""
+    if not found:
+        return ""
+    captioner, generator, encoder = found["captioner"], found["generator"], found["encoder"]
+    probe, closer = encoder["probe"], found["slots"]["closer"]
+    guard = generator["guard"]["as_run"]
+    rows = [
+        ("captioner: class precision, held-out scenes", _share(captioner["precision"])),
+        ("captioner: class recall", _share(captioner["recall"])),
+        ("generator: class recognised by the judge, one-class prompts", _share(generator["single"]["all"])),
+        ("generator: both classes recognised, two-class prompts", _share(generator["pair"]["all"])),
+        ("generator: recognised classes that are drawn twice", _share(generator["pair"]["doubled"])),
+        *_mask_rows(found["masks"]),
+        (
+            "masks of generated pictures against the judge: class mIoU",
+            _percent(generator["masks"]["all"]["class_miou"]),
+        ),
+        ("absence guard, dropped classes: precision", _detection(guard["dropped"], "precision")),
+        ("absence guard, dropped classes: recall", _detection(guard["dropped"], "recall")),
+        (
+            "absence guard with the area rule (flag class_missing): precision",
+            _detection(guard["flagged"], "precision"),
+        ),
+        ("absence guard with the area rule: recall", _detection(guard["flagged"], "recall")),
+        ("encoder: linear probe, class of an object", _share(probe["encoder"]["object"]["accuracy"])),
+        ("encoder: linear probe, class of an object's token", _share(probe["encoder"]["token"]["accuracy"])),
+        ("the same probe on mean colours alone: token", _share(probe["mean_colours"]["token"]["accuracy"])),
+        *(
+            (f"{name}: objects split into parts", _share(entry["split"]))
+            for name, entry in encoder["part_whole"].items()
+        ),
+        ("generation from slots: closer to its own source than to another scene", _share_of(closer)),
+        (
+            "judge on held-out renders: class mIoU",
+            _percent(found["judge"]["renders"]["segmenter"]["class_miou"]),
+        ),
+    ]
+    lines = ["| quality | reached |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    sizes = found["sizes"]
+    return (
+        "## Qualities\n\n"
+        "Measured by `glass-fast partworld measure` on scenes that no recipe was chosen on. The judge is a small\n"
+        "network trained on renders and their masks; no shipped model has seen it or them. All counts, curves and\n"
+        f"per-class figures are in `card.json` ({sizes['images']} pictures a class, {sizes['scenes']} scenes).\n\n"
+        + "\n".join(lines)
+        + "\n\n"
+    )
+
+
+def _mask_rows(masks: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name, _percent(value)) for name, value in masks["summary"].items()]
+
+
+def _detection(entry: dict[str, Any], what: str) -> str:
+    total = entry["called"] if what == "precision" else entry["absent"]
+    return f"{_percent(entry[what])} ({entry['right']} of {total})"
+
+
+def _share_of(closer: dict[str, Any]) -> str:
+    patch, pooled = closer["patch"]["share"], closer["pooled"]["share"]
+    return f"{_percent(patch)} by patch features, {_percent(pooled)} pooled ({closer['images']} scenes)"
+
+
 def write_card(out: Path, card: dict[str, Any]) -> Path:
     """Write ``out/README.md`` from the build's record; returns its path."""
     folders, stages = [], []
@@ -66,16 +149,21 @@ def write_card(out: Path, card: dict[str, Any]) -> Path:
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             folders.append(f"| `{name}/` | {kind} | {_FORMATS[name]} | {_parameters(folder):,} | {size:,} |")
     for name, entry in card["stages"].items():
-        recipe, losses = entry["recipe"] or {}, entry["losses"]
+        losses = entry["losses"]
+        recipe = (entry["recipe"] or {}).get("fit", {})
         ends = (f"{losses[0][1]:.4g}", f"{losses[-1][1]:.4g}") if losses else ("-", "-")
-        steps, batch = recipe.get("steps", "-"), recipe.get("batch_size", "-")
-        stages.append(f"| {name} | {steps} | {batch} | {entry['seconds']:.0f} | {ends[0]} | {ends[1]} |")
+        steps, batch = recipe.get("steps", losses[-1][0] if losses else "-"), recipe.get("batch_size", "-")
+        stages.append(
+            f"| {name} | {steps} | {batch} | {entry['seconds']:.0f} | {_machine(entry.get('machine'))} "
+            f"| {ends[0]} | {ends[1]} |"
+        )
     text = _TEXT.format(
         folders="\n".join(folders),
         stages="\n".join(stages),
         seed=card["seed"],
         target=card["target"],
         note=card.get("note", ""),
+        qualities=_qualities(card.get("qualities")),
         checksums="\n".join(f"- `{name}`: `{value}`" for name, value in card.get("checksums", {}).items()),
     )
     path = out / "README.md"

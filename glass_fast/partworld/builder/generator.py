@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from glass_fast.models.loading import ensure_torchvision
-from glass_fast.partworld.builder.autoencoder import LATENT_CHANNELS, to_tensor
-from glass_fast.partworld.builder.fitting import Fit, fit, step_rng
+from glass_fast.partworld.builder.autoencoder import to_tensor
+from glass_fast.partworld.builder.fitting import fit, step_rng
+from glass_fast.partworld.builder.targets import GeneratorPlan
 from glass_fast.partworld.builder.text import MAX_TOKENS
 from glass_fast.progress import Progress, StopToken
 
@@ -38,7 +39,7 @@ _FORM_SHARES = (0.10, 0.25, 0.45, 0.20)
 
 
 def encode_pictures(vae_folder: Path, images: np.ndarray, device: str, progress: Progress) -> np.ndarray:
-    """float16 (count, channels, 16, 16): scaled latent means of every picture."""
+    """float16 (count, channels, h, w): scaled latent means of every picture."""
     ensure_torchvision()
     import torch
     from diffusers import AutoencoderKL
@@ -60,7 +61,7 @@ def build_generator(
     work: Path,
     images: np.ndarray,
     captions: list[str],
-    plan: Fit,
+    settings: GeneratorPlan,
     seed: int,
     device: str,
     progress: Progress,
@@ -81,6 +82,7 @@ def build_generator(
         np.save(work / "latents.tmp.npy", encode_pictures(folder / "vae", images, device, progress))
         (work / "latents.tmp.npy").replace(cache)
     latents = np.load(cache)
+    plan, levels = settings.fit, len(settings.channels)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     forms = [prompt_forms(caption) for caption in captions]
     flat = [text for group in forms for text in group]
@@ -106,12 +108,12 @@ def build_generator(
     )
     # diffusers' attention_head_dim is the number of heads for this class.
     unet = UNet2DConditionModel(
-        sample_size=16,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        block_out_channels=(48, 64),
+        sample_size=latents.shape[-1],
+        in_channels=latents.shape[1],
+        out_channels=latents.shape[1],
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        block_out_channels=settings.channels,
         layers_per_block=1,
         attention_head_dim=2,
         cross_attention_dim=TEXT_WIDTH,

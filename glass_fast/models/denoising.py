@@ -1,4 +1,4 @@
-"""Denoising of one micro-batch on diffusers components, and the VAE around it.
+"""The denoising loop on diffusers components, and the VAE around it; shared by synthesis and the slot decoder.
 
 Latents are float32 whatever the dtype of the networks; noise is drawn on the CPU from one generator per sample, so a
 sample's noise depends on its seed alone (not on batch, device or dtype).
@@ -8,46 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from glass_fast.errors import ConfigError, EnvironmentProblem
-from glass_fast.synthesis.capture import AttentionCapture
-from glass_fast.synthesis.layers import Size, native_latent_size
-from glass_fast.synthesis.schedulers import takes_generator
+from glass_fast.models.schedulers import takes_generator
 
-if TYPE_CHECKING:
-    from glass_fast.models.loading import Generator
+Size = tuple[int, int]
+"""Rows and columns."""
+
+
+class StepListener(Protocol):
+    """Told about every step of the loop, as attention capture is."""
+
+    def step(self, timestep: float) -> Any: ...
 
 
 def vae_factor(vae: Any) -> int:
     """Pixels per latent, along a side."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
-
-
-def latent_size(generator: Generator, height: int | None, width: int | None) -> Size:
-    """Rows and columns of the latents for an image size in pixels; None means the UNet's native size.
-
-    Raises:
-        ConfigError: GF-SYN-001, no native size; GF-SYN-005, a size that the VAE cannot make.
-    """
-    factor = vae_factor(generator.vae)
-    if height is not None and width is not None:
-        native: Size = (1, 1)
-    else:
-        native = native_latent_size(generator.unet)
-    sides = []
-    for name, pixels, default in (("height", height, native[0]), ("width", width, native[1])):
-        if pixels is not None and pixels % factor:
-            raise ConfigError(
-                "GF-SYN-005",
-                f"synthesis.{name}={pixels}; expected a multiple of {factor}, the VAE's factor",
-                f"use {max(1, round(pixels / factor)) * factor}",
-            )
-        sides.append(default if pixels is None else pixels // factor)
-    return sides[0], sides[1]
 
 
 def initial_noise(generators: Sequence[torch.Generator], channels: int, size: Size) -> Tensor:
@@ -65,7 +45,7 @@ def denoise(
     *,
     guidance_scale: float,
     guidance_rescale: float = 0.0,
-    capture: AttentionCapture | None = None,
+    capture: StepListener | None = None,
 ) -> Tensor:
     """Run all steps of a scheduler whose timesteps are set.
 
@@ -143,49 +123,17 @@ def decode(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
     return images.cpu(), finite.cpu()
 
 
-def encode(vae: Any, images: Tensor) -> Tensor:
-    """Images (B, H, W, 3) uint8 -> scaled latents (B, C, h, w) float32 (mode of the posterior)."""
+def encode_moments(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (B, H, W, 3) uint8 -> mean and standard deviation of the scaled latents, (B, C, h, w) float32."""
     shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+    scale = float(vae.config.scaling_factor)
     device = next(vae.parameters()).device
     with vae_precision(vae):
         pixels = images.to(device).permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1.0
-        latents = vae.encode(pixels).latent_dist.mode().float()
-    return (latents - shift) * float(vae.config.scaling_factor)
+        posterior = vae.encode(pixels).latent_dist
+    return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
 
 
-@contextmanager
-def in_float32(generator: Generator) -> Iterator[None]:
-    """Networks in float32 for the time of the block (exact: half-precision values are float32 values)."""
-    parts = (generator.text_encoder, generator.unet, generator.vae)
-    before = [part.dtype for part in parts]
-    for part in parts:
-        part.float()
-    try:
-        yield
-    finally:
-        for part, dtype in zip(parts, before, strict=True):
-            part.to(dtype)
-
-
-def use_attention(unet: Any, kind: str) -> None:
-    """Choose the attention of the layers that are not captured: ``sdpa`` (as loaded) or ``xformers``.
-
-    Raises:
-        EnvironmentProblem: GF-ENV-030, xformers is not installed or there is no CUDA device.
-    """
-    if kind != "xformers":
-        return
-    import importlib.util
-
-    device = next(unet.parameters()).device
-    missing = [
-        *(["the package xformers"] if importlib.util.find_spec("xformers") is None else []),
-        *([f"a CUDA device (the generator is on {device.type})"] if device.type != "cuda" else []),
-    ]
-    if missing:
-        raise EnvironmentProblem(
-            "GF-ENV-030",
-            f"synthesis.attention=xformers needs {' and '.join(missing)}",
-            "pip install 'glass-fast[xformers]' on a CUDA machine, or synthesis.attention=sdpa",
-        )
-    unet.enable_xformers_memory_efficient_attention()
+def encode(vae: Any, images: Tensor) -> Tensor:
+    """Images (B, H, W, 3) uint8 -> scaled latents (B, C, h, w) float32 (mode of the posterior)."""
+    return encode_moments(vae, images)[0]
