@@ -197,6 +197,9 @@ class TrainingConfig(_Section):
     """What a slot is matched to: all tokens of a class, or each connected piece of them."""
     min_component: PositiveInt = 3
     """Smallest piece in tokens (segments: components)."""
+    component_size: PositiveInt | None = None
+    """Side of the grid on which pieces are found (segments: components); finer than the tokens it tells neighbours
+    apart that share a token. A token then gets the piece that covers most of it. None: the token grid."""
     threshold: Share | None = None
     uncertain_threshold: Share | None = None
     """Re-threshold the stored soft maps instead of reading the stored mask (None: stored mask)."""

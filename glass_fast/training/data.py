@@ -205,10 +205,21 @@ def _iterate(
             yield data.images[row], labels_by_area(data.instances[row], grid)
         else:
             sample = data[row]
-            tokens = _sample_labels(sample, data.labels, grid, config)
-            if config.segments == "components":
-                tokens = split_components(tokens, config.min_component)
-            yield sample.image, tokens
+            yield sample.image, _segments(sample, data.labels, grid, config)
+
+
+def _segments(
+    sample: Any, names: tuple[str, ...], grid: tuple[int, int], config: TrainingConfig
+) -> NDArray[np.int32]:
+    """Segment of each token; pieces are found on the token grid or, finer, on ``component_size`` cells a side."""
+    if config.segments == "class":
+        return _sample_labels(sample, names, grid, config)
+    if config.component_size is None:
+        return split_components(_sample_labels(sample, names, grid, config), config.min_component)
+    fine = (config.component_size, config.component_size)
+    smallest = config.min_component * math.prod(fine) // math.prod(grid)
+    pieces = split_components(_sample_labels(sample, names, fine, config), max(1, smallest))
+    return labels_by_area(pieces, grid)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def test_classes_compete_by_the_formula() -> None:
     maps = torch.tensor([[[[0.4, 0.1]], [[0.0, 0.3]]], [[[0.0, 0.0]], [[0.0, 0.0]]]])
     expected = torch.tensor([[[[0.4 / 0.6, 0.1 / 0.6]], [[0.0, 0.3 / 0.6]]], [[[0.0, 0.0]], [[0.0, 0.0]]]])
     torch.testing.assert_close(compete(maps, 0.5), expected)
-    assert torch.equal(compete(maps * 7, 0.5), compete(maps, 0.5)), "no scale of its own"
+    torch.testing.assert_close(compete(maps * 7, 0.5), expected)  # no scale of its own
     assert compete(maps, 0) is maps
     assert (compete(maps - 0.2, 0.5) >= 0).all()
     soft, peaks = soft_maps(maps, MasksConfig(competition=0.5))

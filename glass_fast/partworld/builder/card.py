@@ -86,9 +86,18 @@ def _qualities(found: dict[str, Any] | None) -> str:
     rows = [
         ("captioner: class precision, held-out scenes", _share(captioner["precision"])),
         ("captioner: class recall", _share(captioner["recall"])),
-        ("generator: class recognised by the judge, one-class prompts", _share(generator["single"]["all"])),
-        ("generator: both classes recognised, two-class prompts", _share(generator["pair"]["all"])),
-        ("generator: recognised classes that are drawn twice", _share(generator["pair"]["doubled"])),
+        (
+            "generator: class recognised by the judge, one-class prompts",
+            _share(generator["recognition"]["single"]["all"]),
+        ),
+        (
+            "generator: both classes recognised, two-class prompts",
+            _share(generator["recognition"]["pair"]["all"]),
+        ),
+        (
+            "generator: recognised classes that are drawn twice",
+            _share(generator["recognition"]["pair"]["doubled"]),
+        ),
         *_mask_rows(found["masks"]),
         (
             "masks of generated pictures against the judge: class mIoU",
@@ -127,7 +136,14 @@ def _qualities(found: dict[str, Any] | None) -> str:
 
 
 def _mask_rows(masks: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(name, _percent(value)) for name, value in masks["summary"].items()]
+    return [
+        ("masks of noised renders: class mIoU", _percent(masks["preset"]["class_miou"])),
+        ("masks of noised renders: background IoU", _percent(masks["preset"]["background_iou"])),
+        (
+            f"the same, {masks['ceiling']['value']} (true masks on the token grid)",
+            _percent(masks["ceiling"]["class_miou"]),
+        ),
+    ]
 
 
 def _detection(entry: dict[str, Any], what: str) -> str:
