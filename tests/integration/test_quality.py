@@ -39,22 +39,22 @@ def test_shipped_slots_beat_the_baselines_on_objects(config, tmp_path) -> None:
 
 
 def test_captured_masks_of_the_shipped_generator(config) -> None:
-    """Class mIoU of masks captured on noised held-out scenes; 0.669 on 200 scenes is committed."""
+    """Class mIoU of masks captured on noised held-out scenes; the card states it on 200 scenes."""
     import torch
 
-    from benchmarks import mask_quality
     from glass_fast.models.loading import load_generator
+    from glass_fast.partworld.quality.judge import segment_scores
+    from glass_fast.partworld.quality.sheets import captured_on_renders
     from glass_fast.partworld.renderer import render
 
     scenes = [render("test", index) for index in range(50)]
     generator = load_generator("partworld:generator", torch.device("cpu"), "float32")
-    maps = mask_quality.capture(generator, scenes, [300, 450, 600], config.synthesis.capture)
-    (row,) = mask_quality.measure(
-        maps, scenes, config.synthesis.masks.tau, [config.synthesis.masks.threshold]
-    )
-    bound = mask_quality.ceiling(np.stack([scene.classes for scene in scenes]), 16)
-    assert 0.60 < row["class_miou"] < bound["class_miou"]
-    assert row["background_iou"] > 0.88 and row["attribution"] > 0.85
+    masks = captured_on_renders(generator, scenes, config.synthesis)
+    truth = np.stack([scene.classes for scene in scenes]).astype(np.uint8)
+    found = segment_scores(np.where(masks == 255, 0, masks), truth)
+    # 50 scenes scatter by about 0.02 (standard error); without refinement it would be 0.70
+    assert found["picture_miou"] > 0.75
+    assert found["background_iou"] > 0.92
 
 
 def test_captioner_names_what_is_there(config, tmp_path) -> None:
@@ -93,7 +93,8 @@ def test_card_fits_the_weights() -> None:
 def test_committed_table_shows_the_margin_and_stands_in_the_readme(repo_root) -> None:
     table = json.loads((repo_root / RESULT).read_text())
     gains = table["relative_gain_foreground"]
-    assert gains["miou_i"] >= 0.20 and gains["mbo_i"] >= 0.20
+    assert gains["miou_i"] >= 0.35 and gains["mbo_i"] >= 0.35
+    assert table["relative_gain"] >= 0.49 and table["fg_ari"]["difference"] >= 0
     done = subprocess.run(
         [sys.executable, "-m", "glass_fast.report.tables", RESULT, "README.md", "--check"],
         cwd=repo_root, capture_output=True, text=True,

@@ -106,3 +106,21 @@ def test_component_labels_never_collide_with_uncertain():
     labels[::2, ::2] = 4  # 529 single tokens
     pieces = split_components(labels, 1)
     assert 255 not in pieces and len(np.unique(pieces)) == 530
+
+
+def test_pieces_finer_than_tokens_keep_neighbours_apart():
+    """Two objects of one class, one pixel apart: on 4x4 tokens they touch, on 16x16 cells they do not."""
+    from types import SimpleNamespace
+
+    from glass_fast.config.schema import TrainingConfig
+    from glass_fast.training.data import _segments
+
+    maps = np.zeros((1, 16, 16), np.uint8)
+    maps[0, 4:12, 0:7] = 255
+    maps[0, 4:12, 8:16] = 255
+    sample = SimpleNamespace(maps=maps, mask=np.zeros((16, 16), np.uint8), meta={"label_ids": [3]})
+    options = {"segments": "components", "threshold": 0.5, "min_component": 1}
+    coarse = _segments(sample, ("a", "b", "c"), (4, 4), TrainingConfig(**options))
+    assert set(np.unique(coarse)) == {0, 1}, "one piece: the gap is narrower than a token"
+    fine = _segments(sample, ("a", "b", "c"), (4, 4), TrainingConfig(**options, component_size=16))
+    assert fine.tolist() == [[0] * 4, [1, 1, 2, 2], [1, 1, 2, 2], [0] * 4]
