@@ -342,15 +342,19 @@ def partworld_measure(
     weights: Annotated[Path, typer.Option("--weights", help="Folder written by `partworld build`.")],
     work: Annotated[Path, typer.Option("--work", help="Caches; an interrupted measurement continues.")],
     sheets: Annotated[
-        Path | None, typer.Option("--sheets", help="Folder for picture sheets, loss curves and the mask plot.")
+        Path | None,
+        typer.Option("--sheets", help="Folder for picture sheets, loss curves and the mask plot."),
     ] = None,
     run_folder: Annotated[
         Path | None, typer.Option("--run", help="Run on these models whose comparison goes into the card.")
     ] = None,
-    images: Annotated[int, typer.Option("--images", min=5, help="Pictures of each single-class prompt.")] = 20,
+    images: Annotated[
+        int, typer.Option("--images", min=5, help="Pictures of each single-class prompt.")
+    ] = 20,
     scenes: Annotated[int, typer.Option("--scenes", min=20, help="Held-out renders a measure.")] = 200,
     check: Annotated[
-        Path | None, typer.Option("--check", help="A card.json: end with exit code 3 if ours is worse than that.")
+        Path | None,
+        typer.Option("--check", help="A card.json: end with exit code 3 if ours is worse than that."),
     ] = None,
     progress: Show = "auto",
 ) -> None:
@@ -361,7 +365,6 @@ def partworld_measure(
         weights, work, p, s, sheets=sheets, run=run_folder, images=images, scenes=scenes, check=check
     )
     typer.echo(dump(_with_run(progress, work_on)))
-
 
 
 def main() -> None:

@@ -110,7 +110,14 @@ class MasksConfig(_Section):
     refine_size: PositiveInt = 128
     """Longer side of the refined and stored soft maps; a larger one than the picture's means the picture's."""
     refine_iterations: Annotated[int, Field(ge=1, le=100)] = 10
-    refine_dilations: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=8)] = (1, 2, 4, 8, 12, 24)
+    refine_dilations: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=8)] = (
+        1,
+        2,
+        4,
+        8,
+        12,
+        24,
+    )
     """Distances of the 8-neighbourhoods that are averaged, in pixels of the refined maps."""
     refine_weight: Annotated[float, Field(gt=0.0)] = 0.1
     """Differences of colour count in units of this times the local standard deviation; less: sharper edges."""

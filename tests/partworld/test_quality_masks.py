@@ -117,6 +117,13 @@ def test_every_factor_is_varied_alone(config: Any, generator: Any) -> None:
         factors[setting.factor] += 1
     assert factors["tau"] == 9 and factors["timestep"] == 10 and factors["resolution"] == 3
     assert {s.masks.refine for s in varied} == {"none", "pamr"}
+    alone = {s.value: s.masks for s in varied if s.factor == "options"}
+    assert (alone["none"].refine, alone["none"].floor, alone["none"].competition) == ("none", 0.0, 0.0)
+    assert (
+        alone["all three"].refine == "pamr"
+        and alone["floor"].floor > 0
+        and alone["pamr + floor"].competition == 0
+    )
     pairs = [(s.factor, s.value) for s in varied]
     assert len(set(pairs)) == len(pairs)
 

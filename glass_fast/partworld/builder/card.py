@@ -103,13 +103,13 @@ def _qualities(found: dict[str, Any] | None) -> str:
             "masks of generated pictures against the judge: class mIoU",
             _percent(generator["masks"]["all"]["class_miou"]),
         ),
-        ("absence guard, dropped classes: precision", _detection(guard["dropped"], "precision")),
-        ("absence guard, dropped classes: recall", _detection(guard["dropped"], "recall")),
+        ("absence guard, dropped classes: precision", _share(guard["dropped"]["precision"])),
+        ("absence guard, dropped classes: recall", _share(guard["dropped"]["recall"])),
         (
             "absence guard with the area rule (flag class_missing): precision",
-            _detection(guard["flagged"], "precision"),
+            _share(guard["flagged"]["precision"]),
         ),
-        ("absence guard with the area rule: recall", _detection(guard["flagged"], "recall")),
+        ("absence guard with the area rule: recall", _share(guard["flagged"]["recall"])),
         ("encoder: linear probe, class of an object", _share(probe["encoder"]["object"]["accuracy"])),
         ("encoder: linear probe, class of an object's token", _share(probe["encoder"]["token"]["accuracy"])),
         ("the same probe on mean colours alone: token", _share(probe["mean_colours"]["token"]["accuracy"])),
@@ -144,11 +144,6 @@ def _mask_rows(masks: dict[str, Any]) -> list[tuple[str, str]]:
             _percent(masks["ceiling"]["class_miou"]),
         ),
     ]
-
-
-def _detection(entry: dict[str, Any], what: str) -> str:
-    total = entry["called"] if what == "precision" else entry["absent"]
-    return f"{_percent(entry[what])} ({entry['right']} of {total})"
 
 
 def _share_of(closer: dict[str, Any]) -> str:

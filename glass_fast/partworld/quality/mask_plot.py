@@ -69,7 +69,8 @@ def plot(rows: Sequence[dict[str, Any]], columns: int = 3) -> str:
     for index, chart in enumerate(charts):
         x, y = index % columns * _WIDTH, _HEAD + index // columns * _HEIGHT
         # charts are inline elements of a page; in a picture of their own they need a place
-        out.append(chart.replace("<svg ", f'<svg x="{x + 6}" y="{y}" height="{_HEIGHT - 14}" ', 1))
+        place = f'<svg x="{x + 6}" y="{y}" height="{_HEIGHT - 14}" preserveAspectRatio="xMinYMin" '
+        out.append(chart.replace("<svg ", place, 1))
     return "\n".join([*out, "</svg>", ""])
 
 

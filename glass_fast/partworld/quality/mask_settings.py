@@ -13,6 +13,8 @@ TIMESTEPS = tuple(range(50, 1000, 100))
 """Timesteps of a schedule of ten steps; a range takes those that lie in it."""
 RANGES = ((0, 1000), (0, 400), (300, 700), (600, 1000))
 TAUS = tuple(range(9))
+_COMPETITION, _FLOOR = 0.3, 0.5
+"""Strengths that are tried where the configuration does not use an option."""
 _Range = tuple[int, int]
 
 
@@ -110,14 +112,19 @@ def settings(config: SynthesisConfig, blocks: Blocks) -> list[Setting]:
         )
     for tau in TAUS:
         add("tau", str(tau), {"tau": tau})
-    plain = {"competition": 0.0, "floor": 0.0, "refine": "none"}
-    add("options", "none of them", plain)
-    add("options", "competition only", {**plain, "competition": base.masks.competition})
-    add("options", "floor only", {**plain, "floor": base.masks.floor})
-    add("options", "pamr only", {**plain, "refine": "pamr"})
-    add("options", "no competition", {"refine": "pamr", "competition": 0.0})
-    add("options", "no floor", {"refine": "pamr", "floor": 0.0})
-    add("options", "no pamr", {"refine": "none"})
+    competition, floor = base.masks.competition or _COMPETITION, base.masks.floor or _FLOOR
+    for value, options in (
+        ("none", ()),
+        ("competition", ("competition",)),
+        ("floor", ("floor",)),
+        ("pamr", ("refine",)),
+        ("pamr + competition", ("refine", "competition")),
+        ("pamr + floor", ("refine", "floor")),
+        ("all three", ("refine", "competition", "floor")),
+    ):
+        on = {"competition": competition, "floor": floor, "refine": "pamr"}
+        off = {"competition": 0.0, "floor": 0.0, "refine": "none"}
+        add("options", value, {name: on[name] if name in options else off[name] for name in on})
     masks = base.masks
     for size in (SIZE // 4, SIZE // 2, SIZE):
         if size >= fine:
@@ -147,6 +154,10 @@ def columns(setting: Setting) -> dict[str, Any]:
     if refine != "none":
         spread = "-".join(map(str, masks.refine_dilations))
         refine = f"{refine} {masks.refine_size} x{masks.refine_iterations} d{spread} w{masks.refine_weight:g}"
+    if masks.competition:
+        refine += f", competition {masks.competition:g}"
+    if masks.floor:
+        refine += f", floor {masks.floor:g}"
     return {
         "factor": setting.factor,
         "value": setting.value,
