@@ -53,16 +53,27 @@ def test_pictures_stand_where_they_belong(tmp_path) -> None:
 
 
 def test_files_are_pictures_of_limited_size(tmp_path) -> None:
-    pairs = pictures_of([(0, 1)] * 64, [(0, 1)] * 64)
-    noise = np.random.default_rng(0).integers(0, 255, pairs.images.shape).astype(np.uint8)
-    noisy = Pictures(**{**vars(pairs), "images": noise})  # the worst case for compression
-    for name, subject in (("plain", pairs), ("noisy", noisy)):
-        path = sheets.pair_sheet(subject, "Pairs").save(tmp_path / "a" / f"{name}.png")
-        assert 5_000 < path.stat().st_size <= sheets.MAX_BYTES
-        with Image.open(path) as image:
-            assert image.format == "PNG" and image.width > 8 * 128
+    pairs = pictures_of([(0, 1)] * 16, [(0, 1)] * 16)
+    path = sheets.pair_sheet(pairs, "Pairs").save(tmp_path / "a" / "pairs.png")
+    assert 5_000 < path.stat().st_size <= sheets.MAX_BYTES
+    with Image.open(path) as image:
+        assert image.format == "PNG" and image.width > 8 * 128
+
+
+def test_rounder_colours_where_the_file_would_be_too_large() -> None:
+    # Noise does not compress: 24 bits a pixel, some 13 with four bits a channel, 4 with sixteen colours.
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)
+    image, area = Image.fromarray(noise), 96 * 96
+    for bits, mode, apart in ((26, "RGB", 0), (16, "RGB", 8), (5, "P", 255)):
+        data = sheets.png_within(image, area * bits // 8)
+        assert len(data) <= area * bits // 8
+        with Image.open(io.BytesIO(data)) as again:
+            assert again.mode == mode
+            difference = np.abs(np.asarray(again.convert("RGB")).astype(int) - noise)
+        # four bits: the nearest of sixteen levels is at most 8 away
+        assert difference.max() <= apart
     with pytest.raises(ValueError, match="fewer pictures"):
-        sheets.png_within(Image.fromarray(noise.reshape(-1, 64, 3)), 1000)
+        sheets.png_within(image, area // 8)
 
 
 def test_full_colour_is_kept_when_it_fits() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ _GAP = 6
 _LINE = 18
 _INK, _RED, _PAPER = (27, 36, 50), (214, 39, 40), (255, 255, 255)
 _TINT = 0.6
-_UNCERTAIN = 255
+_FRAME = "red frame: a classifier trained on renders does not see (all of) what was asked for"
 
 
 def class_colours() -> NDArray[np.uint8]:
@@ -139,19 +140,24 @@ def _cut(text: str, font: Any, width: int) -> str:
 
 
 def png_within(image: Image.Image, limit: int) -> bytes:
-    """PNG bytes of at most ``limit``: as they are when that fits, else with rounder colours (7 to 4 bits a channel).
+    """PNG bytes of at most ``limit``: as they are when that fits, else with rounder colours (7 to 4 bits a channel),
+    at last with a palette (64 or 16 colours).
 
     Raises:
-        ValueError: not even 4 bits fit.
+        ValueError: not even 16 colours fit.
     """
     from PIL import Image as Raster
 
     pixels = np.asarray(image).astype(np.uint16)
-    for lost in range(5):
-        step = 1 << lost
-        rounded = ((pixels + step // 2) // step * step).clip(0, 255).astype(np.uint8)
+    steps = [1 << lost for lost in range(5)]
+    smaller = [((pixels + step // 2) // step * step).clip(0, 255).astype(np.uint8) for step in steps]
+    versions = itertools.chain(
+        (Raster.fromarray(part) for part in smaller),
+        (image.quantize(colours, dither=Raster.Dither.NONE) for colours in (64, 16)),
+    )
+    for version in versions:
         buffer = io.BytesIO()
-        Raster.fromarray(rounded).save(buffer, "PNG", optimize=True)
+        version.save(buffer, "PNG", optimize=True)
         if buffer.tell() <= limit:
             return buffer.getvalue()
     raise ValueError(f"a sheet of {image.size} does not fit {limit} bytes; show fewer pictures")
@@ -167,9 +173,6 @@ def single_sheet(pictures: Pictures, title: str, count: int = SHOWN) -> Sheet:
         rows.append([Tile(pictures.images[i], framed=not pictures.found[i, number]) for i in chosen])
     names, rows = _nonempty(rows)
     return Sheet(rows, title, row_names=names, note=_FRAME)
-
-
-_FRAME = "red frame: a classifier trained on renders does not see (all of) what was asked for"
 
 
 def _nonempty(rows: list[list[Tile]]) -> tuple[list[str], list[list[Tile]]]:
