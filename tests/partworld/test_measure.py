@@ -46,8 +46,12 @@ def test_what_the_shipped_models_have_to_reach(card) -> None:
         assert measure.lookup(found, path) >= floor, path
 
 
-def test_whole_build_fits_the_target(card) -> None:
-    assert sum(stage["seconds"] for stage in card["stages"].values()) <= 2.5 * 3600
+def test_build_fits_the_target(card) -> None:
+    """2.5 hours on two cores: the two independent lines of stages side by side, then slots and their decoder."""
+    seconds = {name: stage["seconds"] for name, stage in card["stages"].items()}
+    first = seconds["tokenizer"] + seconds["autoencoder"] + seconds["generator"]
+    second = seconds["encoder"] + seconds["captioner"]
+    assert max(first, second) + seconds["slots"] + seconds["decoder"] <= 2.5 * 3600
     assert max(file.stat().st_size for file in WEIGHTS.rglob("*")) <= 16e6
 
 
