@@ -29,6 +29,9 @@ Rebuild with `glass-fast partworld build --target {target} --seed {seed} --out D
 
 {note}
 
+Loss curves, sheets of 64 generated pictures, captured masks, pictures painted from slots and the
+plot of mask quality lie in `docs/images/partworld/` of the repository.
+
 {qualities}Checksums (sha256 over names and file hashes):
 
 {checksums}
@@ -95,6 +98,10 @@ def _qualities(found: dict[str, Any] | None) -> str:
             _share(generator["recognition"]["pair"]["all"]),
         ),
         (
+            "generator: all three classes, three-class prompts",
+            _share(generator["recognition"]["triple"]["all"]),
+        ),
+        (
             "generator: recognised classes that are drawn twice",
             _share(generator["recognition"]["pair"]["doubled"]),
         ),
@@ -112,6 +119,7 @@ def _qualities(found: dict[str, Any] | None) -> str:
         ("absence guard with the area rule: recall", _share(guard["flagged"]["recall"])),
         ("encoder: linear probe, class of an object", _share(probe["encoder"]["object"]["accuracy"])),
         ("encoder: linear probe, class of an object's token", _share(probe["encoder"]["token"]["accuracy"])),
+        ("the same probe on mean colours alone: object", _share(probe["mean_colours"]["object"]["accuracy"])),
         ("the same probe on mean colours alone: token", _share(probe["mean_colours"]["token"]["accuracy"])),
         *(
             (f"{name}: objects split into parts", _share(entry["split"]))
