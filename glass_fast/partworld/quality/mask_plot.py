@@ -11,7 +11,7 @@ from markupsafe import escape
 from glass_fast.data.atomic import make_directory, write_bytes
 from glass_fast.report.charts import Bar, Series, bar_chart, line_chart
 
-_WIDTH, _HEIGHT, _HEAD = 400, 250, 58
+_WIDTH, _HEIGHT, _HEAD = 400, 250, 78
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _ONE, _OTHER = _COLOURS[:2]
 _LINES = (
@@ -91,12 +91,13 @@ def _legend(rows: Sequence[dict[str, Any]]) -> str:
         parts.append(f'<rect x="{x}" y="34" width="12" height="12" rx="2" fill="{colour}"/>')
         parts.append(f'<text x="{x + 18}" y="44" font-size="12" fill="#667184">{escape(name)}</text>')
         x += 40 + 7 * len(name)
-    for names, title in ((_taus(rows), "tau x threshold"), (_ranges(rows), "steps")):
+    x = 10
+    for names, title in ((_taus(rows), "tau"), (_ranges(rows), "steps: t")):
         for colour, name in zip(_COLOURS, names, strict=False):
-            label = f"{title.split(' ')[0]}: {name}"
-            parts.append(f'<rect x="{x}" y="38" width="12" height="3" fill="{colour}"/>')
-            parts.append(f'<text x="{x + 16}" y="44" font-size="11" fill="#667184">{escape(label)}</text>')
-            x += 30 + int(6.2 * len(label))
+            label = f"{title} {name}"
+            parts.append(f'<rect x="{x}" y="58" width="12" height="3" fill="{colour}"/>')
+            parts.append(f'<text x="{x + 16}" y="64" font-size="11" fill="#667184">{escape(label)}</text>')
+            x += 32 + int(6.4 * len(label))
     return "".join(parts)
 
 
@@ -130,7 +131,7 @@ def _bar_panel(rows: Sequence[dict[str, Any]], factor: str) -> str:
     bars = []
     for row in chosen:
         bars.append(Bar(row["value"], row["class_miou"], _ONE))
-        if len(chosen) <= 5:
+        if len(chosen) <= 7:
             bars.append(Bar("", row["best_class_miou"], _OTHER))
     step = min(25, (_HEIGHT - 50) // max(len(bars), 1))
     return str(bar_chart(bars, factor, digits=3, high=1.0, width=_WIDTH - 20, label_width=120, row=step))
