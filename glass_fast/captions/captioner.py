@@ -32,14 +32,14 @@ class Captioner:
     Args:
         model: ``BlipForConditionalGeneration`` or ``Blip2ForConditionalGeneration``, in eval mode.
         processor: its processor.
-        max_new_tokens: longest caption in tokens.
+        max_new_tokens: longest caption in tokens; at most what the model has positions for.
         num_beams: 1 for greedy decoding.
     """
 
     def __init__(self, model: Any, processor: Any, max_new_tokens: int = 30, num_beams: int = 1) -> None:
         self.model = model
         self.processor = processor
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens = min(max_new_tokens, _room(model))
         self.num_beams = num_beams
         if getattr(model.config, "model_type", "") == "blip-2":
             _complete_blip2(model, processor)
@@ -90,6 +90,13 @@ class Captioner:
                 max_new_tokens=self.max_new_tokens,
             )
         return [text.strip() for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def _room(model: Any) -> int:
+    """Tokens that BLIP's text decoder has positions for, less the one it starts with; BLIP-2's are not the limit."""
+    if getattr(model.config, "model_type", "") != "blip":
+        return 2**31
+    return int(model.config.text_config.max_position_embeddings) - 1
 
 
 def _complete_blip2(model: Any, processor: Any) -> None:

@@ -275,3 +275,14 @@ def test_blip2_without_image_token(blip2_folder: Path) -> None:
 def test_no_images_configured(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"captions\.images is not set"):
         build_prompts(CaptionsConfig(), LABELS, tmp_path, 0)
+
+
+def test_caption_length_is_held_to_the_positions_of_blip():
+    from types import SimpleNamespace
+
+    from glass_fast.captions.captioner import Captioner
+
+    config = SimpleNamespace(model_type="blip", text_config=SimpleNamespace(max_position_embeddings=24))
+    model = SimpleNamespace(config=config)
+    assert Captioner(model, None, 30).max_new_tokens == 23, "an untrained model never ends a caption by itself"
+    assert Captioner(model, None, 10).max_new_tokens == 10
