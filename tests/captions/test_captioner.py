@@ -284,5 +284,7 @@ def test_caption_length_is_held_to_the_positions_of_blip():
 
     config = SimpleNamespace(model_type="blip", text_config=SimpleNamespace(max_position_embeddings=24))
     model = SimpleNamespace(config=config)
-    assert Captioner(model, None, 30).max_new_tokens == 23, "an untrained model never ends a caption by itself"
+    assert Captioner(model, None, 30).max_new_tokens == 23, (
+        "an untrained model never ends a caption by itself"
+    )
     assert Captioner(model, None, 10).max_new_tokens == 10
