@@ -240,7 +240,7 @@ def build(
         }
         card["checksums"] = {
             name: folder_checksum(out / name)
-            for name in ("generator", "encoder", "captioner", "slots")
+            for name in ("generator", "encoder", "captioner", "slots", "slots/decoder")
             if (out / name).is_dir()
         }
         write_json(card_file, card)

@@ -135,9 +135,10 @@ def _qualities(found: dict[str, Any] | None) -> str:
     sizes = found["sizes"]
     return (
         "## Qualities\n\n"
-        "Measured by `glass-fast partworld measure` on scenes that no recipe was chosen on. The judge is a small\n"
-        "network trained on renders and their masks; no shipped model has seen it or them. All counts, curves and\n"
-        f"per-class figures are in `card.json` ({sizes['images']} pictures a class, {sizes['scenes']} scenes).\n\n"
+        "Measured by `glass-fast partworld measure` on scenes that no model was trained on; which choices were made\n"
+        "with a look at them is told in `docs/partworld.md`. The judge is a small network trained on renders and\n"
+        "their masks; no shipped model has seen it or them. All counts, curves and per-class figures are in\n"
+        f"`card.json` ({sizes['images']} pictures a class, {sizes['scenes']} scenes).\n\n"
         + "\n".join(lines)
         + "\n\n"
     )
