@@ -1,4 +1,6 @@
-"""What an op promises, as data: ``kernels/<op>/spec.py`` holds one :class:`OpSpec` named ``SPEC``.
+"""What an op promises, as data: ``kernels/<op>/spec.py`` holds ``SPEC``, an :class:`OpSpec` or a tuple of them.
+
+An op with several public functions (``attention_capture``) has one :class:`OpSpec` for each.
 
 Tests (``tests/kernels/test_specs.py``) and benchmark rows (``benchmarks/ops.py``) are generated from it, so that
 shapes, inputs, tolerances and work counts are written once.
@@ -16,7 +18,7 @@ from glass_fast.kernels import ops
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Case", "OpSpec", "Tolerance", "Work", "load_spec"]
+__all__ = ["Case", "OpSpec", "Tolerance", "Work", "load_specs"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,9 @@ class OpSpec:
         zero_gradients: differentiable leaves whose gradient is zero in exact arithmetic, and therefore compared
             absolutely.
         deterministic: equal bits for equal input and thread count.
+        compare: for ops whose results are no real numbers: ``compare(arguments, found, expected)`` says what is
+            wrong with ``found``, given the arguments of the call and the result of ``reference``; None: nothing.
+            It replaces the forward tolerance.
     """
 
     op: str
@@ -109,15 +114,21 @@ class OpSpec:
     )
     zero_gradients: tuple[str, ...] = ()
     deterministic: bool = True
+    compare: Callable[[dict[str, Any], Any, Any], str | None] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the public function; differs from the op's where an op has several."""
+        return self.function.__name__
 
 
-def load_spec(op: str) -> OpSpec:
-    """The spec of an op.
+def load_specs(op: str) -> tuple[OpSpec, ...]:
+    """The specs of an op, one for each public function.
 
     Raises:
         ModuleNotFoundError: the op has no ``spec.py``; a test forbids that.
     """
     if op not in ops():
         raise ModuleNotFoundError(f"no op named {op!r}; known: {', '.join(ops())}")
-    spec: OpSpec = import_module(f"glass_fast.kernels.{op}.spec").SPEC
-    return spec
+    found: OpSpec | tuple[OpSpec, ...] = import_module(f"glass_fast.kernels.{op}.spec").SPEC
+    return found if isinstance(found, tuple) else (found,)
