@@ -32,7 +32,8 @@ def cross_capture(
     Args:
         query: (B, H, N, d), any floating dtype.
         key: (B, H, L, d), same dtype and device.
-        columns: (B, L, K) weights that select and average the token columns of each class.
+        columns: (B, L, K) real weights that select and average the token columns of each class; same
+            device.
         out: (B, N, K) float32 accumulator, changed in place; zeros when None.
         weight: weight of this layer and step.
         scale: factor of the logits; default ``d ** -0.5``.
@@ -42,10 +43,12 @@ def cross_capture(
         ``out``, (B, N, K).
 
     Raises:
-        ConfigError: GF-CONFIG-040, shapes do not fit together.
+        ConfigError: GF-CONFIG-040, shapes, dtypes or devices do not fit together.
     """
     _check_pair(query, key)
     batch, _, queries, _ = query.shape
+    if columns.is_complex() or columns.device != query.device:
+        raise _shape_error("columns", columns, f"real numbers on {query.device}")
     if columns.ndim != 3 or columns.shape[:2] != (batch, key.shape[2]):
         raise _shape_error("columns", columns, f"({batch}, {key.shape[2]}, classes)")
     out = _accumulator(query, out, (batch, queries, columns.shape[2]))
@@ -80,7 +83,7 @@ def self_capture(
         ``out``, (B, N, N).
 
     Raises:
-        ConfigError: GF-CONFIG-040, shapes do not fit together.
+        ConfigError: GF-CONFIG-040, shapes, dtypes or devices do not fit together.
     """
     _check_pair(query, key)
     if query.shape != key.shape:
@@ -97,11 +100,15 @@ def _scale(query: Tensor, scale: float | None) -> float:
 
 
 def _check_pair(query: Tensor, key: Tensor) -> None:
+    if not query.is_floating_point():
+        raise _shape_error("query", query, "floating point")
     if query.ndim != 4 or 0 in query.shape:
         raise _shape_error("query", query, "(batch, heads, queries, channels), none of them 0")
     batch, heads, _, channels = query.shape
     if key.ndim != 4 or (key.shape[0], key.shape[1], key.shape[3]) != (batch, heads, channels):
         raise _shape_error("key", key, f"({batch}, {heads}, keys, {channels})")
+    if key.dtype != query.dtype or key.device != query.device:
+        raise _shape_error("key", key, f"{query.dtype} on {query.device}, as query")
     if key.shape[2] == 0:
         raise _shape_error("key", key, "at least one key")
 
@@ -112,14 +119,15 @@ def _accumulator(query: Tensor, out: Tensor | None, shape: tuple[int, ...]) -> T
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     if out is None:
         return torch.zeros(shape, dtype=dtype, device=query.device)
-    if tuple(out.shape) != shape or out.dtype != dtype:
-        raise _shape_error("out", out, f"{shape} of {dtype}")
+    if tuple(out.shape) != shape or out.dtype != dtype or out.device != query.device:
+        raise _shape_error("out", out, f"{shape} of {dtype} on {query.device}")
     return out
 
 
 def _shape_error(name: str, tensor: Tensor, expected: str) -> ConfigError:
     return ConfigError(
         "GF-CONFIG-040",
-        f"attention_capture: {name} has shape {tuple(tensor.shape)} ({tensor.dtype}); expected {expected}",
+        f"attention_capture: {name} has shape {tuple(tensor.shape)} ({tensor.dtype} on {tensor.device});"
+        f" expected {expected}",
         "check how the attention layer splits its heads",
     )

@@ -51,6 +51,12 @@ def mask_labels(
             f"mask_labels: labels is {labels.dtype} of shape {tuple(labels.shape)};"
             f" expected uint8 {tuple(maps.shape[:2])}, one label a map",
         )
+    if labels.is_meta and not maps.is_meta:
+        raise DataError(
+            "GF-DATA-922", f"mask_labels: labels is on meta and maps on {maps.device}; expected values"
+        )
+    if len(size) != 2:
+        raise DataError("GF-DATA-922", f"mask_labels: size is {tuple(size)}; expected (height, width)")
     height, width = (int(side) for side in size)
     if height < 1 or width < 1:
         raise DataError(

@@ -47,11 +47,22 @@ def matching(
     if cost.dtype not in (torch.float32, torch.float64):
         cost = cost.float()
     if counts is not None:
-        counts = torch.as_tensor(counts).to(device="cpu", dtype=torch.int64)
-        if counts.shape != cost.shape[:1]:
-            raise DataError(
-                "GF-DATA-922",
-                f"matching: counts has shape {tuple(counts.shape)}; expected ({cost.shape[0]},)",
-            )
+        counts = _whole_numbers(counts, cost.shape[0])
     found: torch.Tensor = implementation("matching", cost.device, backend)(cost, counts)
     return found
+
+
+def _whole_numbers(counts: torch.Tensor | Sequence[int], batch: int) -> torch.Tensor:
+    """``counts`` as int64 on the CPU; (batch,) of them."""
+    if not isinstance(counts, torch.Tensor):
+        counts = torch.as_tensor(counts, dtype=None if len(counts) else torch.int64)
+    if counts.shape != (batch,):
+        raise DataError(
+            "GF-DATA-922", f"matching: counts has shape {tuple(counts.shape)}; expected ({batch},)"
+        )
+    if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool or counts.is_meta:
+        raise DataError(
+            "GF-DATA-922",
+            f"matching: counts is {counts.dtype} on {counts.device}; expected integers with values",
+        )
+    return counts.to(device="cpu", dtype=torch.int64)

@@ -28,8 +28,8 @@ def mlp_decoder(
     ``reconstruction[p] = sum_s alpha[s, p] f[s, p]``. ReLU between layers, none after the last.
 
     Args:
-        slots: (B, S, d).
-        positions: (P, d) learned position table.
+        slots: (B, S, d), floating point; everything else has its dtype and device.
+        positions: (P, d) learned position table, at least one patch.
         layers: (weight, bias) of each linear layer, at least two; the last one has D + 1 outputs, alpha last.
         active: (B, S) bool; inactive slots get alpha 0. None: all active. An image without any active slot
             keeps its first one.
@@ -39,7 +39,7 @@ def mlp_decoder(
         (B, P, D) reconstruction and (B, S, P) alpha, which sums to one over slots.
 
     Raises:
-        ConfigError: GF-CONFIG-042, shapes do not fit.
+        ConfigError: GF-CONFIG-042, shapes, dtypes or devices do not fit.
     """
     if slots.ndim != 3 or positions.ndim != 2 or slots.shape[2] != positions.shape[1]:
         raise _wrong(
@@ -47,6 +47,8 @@ def mlp_decoder(
         )
     if not 1 <= slots.shape[1] <= 64:
         raise _wrong(f"{slots.shape[1]} slots; expected 1 to 64")
+    if positions.shape[0] < 1:
+        raise _wrong("no patches; expected at least one")
     if len(layers) < 2:
         raise _wrong(f"{len(layers)} layers; expected at least 2")
     width = slots.shape[2]
@@ -58,7 +60,15 @@ def mlp_decoder(
         width = weight.shape[0]
     if width < 2:
         raise _wrong(f"the last layer has {width} outputs; expected feature channels + 1")
+    if not slots.is_floating_point():
+        raise _wrong(f"slots are {slots.dtype}; expected floating point")
+    _check_kind(slots, "positions", positions)
+    for number, (weight, bias) in enumerate(layers):
+        _check_kind(slots, f"weight of layer {number}", weight)
+        _check_kind(slots, f"bias of layer {number}", bias)
     if active is not None:
+        if active.device != slots.device:
+            raise _wrong(f"active is on {active.device}; slots are on {slots.device}")
         if tuple(active.shape) != tuple(slots.shape[:2]) or str(active.dtype) != "torch.bool":
             raise _wrong(
                 f"active is {active.dtype} {tuple(active.shape)}; expected bool {tuple(slots.shape[:2])}"
@@ -69,6 +79,13 @@ def mlp_decoder(
     run = implementation("mlp_decoder", slots.device, backend)
     result: tuple[Tensor, Tensor] = run(slots, positions, list(layers), active)
     return result
+
+
+def _check_kind(slots: Tensor, name: str, tensor: Tensor) -> None:
+    if tensor.dtype != slots.dtype or tensor.device != slots.device:
+        raise _wrong(
+            f"{name} is {tensor.dtype} on {tensor.device}; slots are {slots.dtype} on {slots.device}"
+        )
 
 
 def _wrong(what: str) -> ConfigError:
