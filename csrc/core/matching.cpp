@@ -1,9 +1,14 @@
 #include "core/matching.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <vector>
+
+#include "core/clones.h"
+#include "core/matching_lanes.h"
+#include "core/parallel.h"
 
 namespace glass_fast {
 
@@ -126,12 +131,33 @@ class Assignment {
 // Prices are sums of at most rows + columns costs, so below this no price can overflow.
 constexpr double kLargest = 1e300;
 
+// Whether every value lies within +-limit; false for NaN.
+template <typename Float, typename Bits>
+inline __attribute__((always_inline)) bool all_within(const Float* values, int64_t size, Float limit) {
+  // As integers, magnitudes keep their order, and infinities and NaN are greater than all of them.
+  constexpr Bits kMagnitude = std::numeric_limits<Bits>::max();
+  const Bits greatest = std::bit_cast<Bits>(limit);
+  Bits beyond = 0;
+  for (int64_t i = 0; i < size; ++i) beyond |= (std::bit_cast<Bits>(values[i]) & kMagnitude) > greatest;
+  return beyond == 0;
+}
+
+GLASS_FAST_CLONES
+bool all_allowed(const float* values, int64_t size) {
+  return all_within<float, int32_t>(values, size, std::numeric_limits<float>::max());
+}
+
+GLASS_FAST_CLONES
+bool all_allowed(const double* values, int64_t size) { return all_within<double, int64_t>(values, size, kLargest); }
+
 template <typename Float>
 Result check(const Float* cost, const int64_t* counts, int64_t batch, int64_t slots, int64_t segments) {
-  if (batch < 0 || slots < 0 || segments < 0) return {Status::kBadShape};
+  for (int64_t b = 0; counts && b < batch; ++b)
+    if (counts[b] < 0 || counts[b] > segments) return {Status::kBadCount, b};
+  // Segments that are not valid may hold anything, so a value out of range is not yet an error.
+  if (all_allowed(cost, batch * slots * segments)) return {};
   for (int64_t b = 0; b < batch; ++b) {
     const int64_t count = counts ? counts[b] : segments;
-    if (count < 0 || count > segments) return {Status::kBadCount, b};
     for (int64_t s = 0; s < slots; ++s) {
       const Float* line = cost + (b * slots + s) * segments;
       for (int64_t k = 0; k < count; ++k) {
@@ -143,10 +169,12 @@ Result check(const Float* cost, const int64_t* counts, int64_t batch, int64_t sl
   return {};
 }
 
-// Solves one problem; `match` holds -1 on entry.
+// Solves one problem by shortest paths.
 template <typename Float>
-void solve_one(Assignment& assignment, const Float* cost, int64_t slots, int64_t segments, int64_t count,
-               int64_t* match) {
+void solve_by_paths(Assignment& assignment, const MatchingBatch<Float>& batch, int64_t b) {
+  const Float* cost = batch.cost_of(b);
+  const int64_t slots = batch.slots, segments = batch.segments, count = batch.count(b);
+  int64_t* match = batch.match_of(b);
   if (slots == 0 || count == 0) return;
   const bool segments_are_rows = count <= slots;
   assignment.resize(std::min(count, slots), std::max(count, slots));
@@ -170,28 +198,41 @@ void solve_one(Assignment& assignment, const Float* cost, int64_t slots, int64_t
   }
 }
 
+// Starting threads costs some microseconds, about what this many inner steps take.
+constexpr int64_t kStepsWorthThreads = 50'000;
+
+int threads_worth(int64_t steps, int threads) { return steps < kStepsWorthThreads ? 1 : threads; }
+
 }  // namespace
 
 template <typename Float>
 Result matching(const Float* cost, const int64_t* counts, int64_t batch, int64_t slots, int64_t segments,
                 int threads, int64_t* match) {
-  Result result = check(cost, counts, batch, slots, segments);
-  if (result.status == Status::kBadShape) return result;
+  if (batch < 0 || slots < 0 || segments < 0) return {Status::kBadShape};
   std::fill(match, match + batch * segments, int64_t{-1});
-  if (!result.ok()) return result;
+  if (const Result result = check(cost, counts, batch, slots, segments); !result.ok()) return result;
 
-  // Starting threads costs a few microseconds, about what this many inner steps take.
-  const int64_t steps = batch * std::min(slots, segments) * std::min(slots, segments) * std::max(slots, segments);
-  const int workers = steps < 50'000 ? 1 : std::max(1, threads);
-#pragma omp parallel num_threads(workers)
-  {
-    Assignment assignment;
-#pragma omp for schedule(static)
-    for (int64_t b = 0; b < batch; ++b) {
-      const int64_t count = counts ? counts[b] : segments;
-      solve_one(assignment, cost + b * slots * segments, slots, segments, count, match + b * segments);
-    }
-  }
+  const MatchingBatch<Float> all{cost, counts, slots, segments, match};
+  std::vector<int64_t> small, large;
+  small.reserve(static_cast<size_t>(batch));
+  for (int64_t b = 0; b < batch; ++b) (std::max(slots, all.count(b)) <= kLaneSide ? small : large).push_back(b);
+
+  const auto smalls = static_cast<int64_t>(small.size()), larges = static_cast<int64_t>(large.size());
+  const int64_t vectors = (smalls + kLaneCount - 1) / kLaneCount;
+  const int64_t side = std::min(std::max(slots, segments), kLaneSide);
+  parallel_tasks(vectors, threads_worth(vectors * side * (int64_t{1} << side), threads),
+                 [&](int, int64_t first, int64_t last) {
+                   for (int64_t v = first; v < last; ++v)
+                     solve_in_lanes(all, small.data() + v * kLaneCount,
+                                    std::min(kLaneCount, smalls - v * kLaneCount));
+                 });
+  const int64_t narrow = std::min(slots, segments);
+  parallel_tasks(larges, threads_worth(larges * narrow * narrow * std::max(slots, segments), threads),
+                 [&](int, int64_t first, int64_t last) {
+                   Assignment assignment;
+                   for (int64_t i = first; i < last; ++i)
+                     solve_by_paths(assignment, all, large[static_cast<size_t>(i)]);
+                 });
   return {};
 }
 
