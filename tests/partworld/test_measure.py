@@ -46,6 +46,15 @@ def test_what_the_shipped_models_have_to_reach(card) -> None:
         assert measure.lookup(found, path) >= floor, path
 
 
+def test_checksums_cover_every_shipped_model(card) -> None:
+    from glass_fast.models.loading import folder_checksum
+
+    found = {str(folder.relative_to(WEIGHTS)) for folder in WEIGHTS.rglob("*") if folder.is_dir()}
+    assert set(card["checksums"]) == {"generator", "encoder", "captioner", "slots", "slots/decoder"} <= found
+    for name, digest in card["checksums"].items():
+        assert folder_checksum(WEIGHTS / name) == digest, name
+
+
 def test_build_fits_the_target(card) -> None:
     """2.5 hours on two cores: the two independent lines of stages side by side, then slots and their decoder."""
     seconds = {name: stage["seconds"] for name, stage in card["stages"].items()}
