@@ -91,33 +91,15 @@ def _load_ops() -> str | None:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
         return _explain("glass_fast/_ops.so", error)
-    _register_fakes()
+    from glass_fast import native_ops
+
+    native_ops.register()
     return None
 
 
 def ops_missing() -> str | None:
     """None when the operators ``torch.ops.glass_fast.*`` are loaded, else why they cannot be."""
     return _load_ops()
-
-
-def _register_fakes() -> None:
-    """Shapes and dtypes of the operators for fake tensors, ``torch.compile`` and ``torch.export``."""
-    import torch
-
-    @torch.library.register_fake("glass_fast::matching")
-    def _matching(cost: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
-        return cost.new_empty((cost.shape[0], cost.shape[2]), dtype=torch.int64)
-
-    @torch.library.register_fake("glass_fast::mask_labels")
-    def _mask_labels(
-        maps: torch.Tensor,
-        labels: torch.Tensor,
-        height: int,
-        width: int,
-        threshold: float,
-        uncertain_threshold: float,
-    ) -> torch.Tensor:
-        return maps.new_empty((maps.shape[0], height, width), dtype=torch.uint8)
 
 
 def op(name: str) -> Callable[..., Any]:

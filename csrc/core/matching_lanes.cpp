@@ -4,131 +4,144 @@
 #include <bit>
 #include <limits>
 
-#include "core/clones.h"
-
 namespace glass_fast {
 
 namespace {
 
 constexpr unsigned kSide = static_cast<unsigned>(kLaneSide);
-constexpr size_t kLanes = static_cast<size_t>(kLaneCount);
+constexpr unsigned kLanes = static_cast<unsigned>(kLaneCount);
 constexpr double kForbidden = std::numeric_limits<double>::infinity();
 
 #if defined(__GNUC__)
-// Vectors wider than the machine's are split by the compiler.
-typedef double Vector __attribute__((vector_size(kLanes * sizeof(double))));
 #define GLASS_FAST_INLINE inline __attribute__((always_inline))
 #else
-struct Vector {
-  double lane[kLanes];
-};
 #define GLASS_FAST_INLINE inline
 #endif
 
-// Interleaved problems, padded to a common square.
+// Sets of free slots are bit masks. They are worked on in blocks that agree in all but the lowest slots, so that
+// the entries of a block stay in registers.
+constexpr unsigned kLowSlots = 3;
+constexpr unsigned kBlock = 1u << kLowSlots;
+
+// Interleaved problems, completed to a common square of side kLowSlots to kSide.
 struct alignas(64) Lanes {
-  double cost[kSide * kSide][kLanes];        // [segment * side + slot]
-  double table[size_t{1} << kSide][kLanes];  // [set of free slots]: least total of the segments that take them
+  double cost[kSide * kSide][kLanes];  // [segment * kSide + slot]
+  double table[1u << kSide][kLanes];   // [set of free slots]: least total of the last segments, one for each slot
 };
 
-// best = min(best, cost + rest), lane by lane.
-GLASS_FAST_INLINE void take_lesser(const double* cost, const double* rest, Vector& best) {
-#if defined(__GNUC__)
-  const Vector sum = *reinterpret_cast<const Vector*>(cost) + *reinterpret_cast<const Vector*>(rest);
+// best = min(best, cost + rest) for vectors (or single doubles) in memory that is aligned to their size.
+template <typename Vector>
+GLASS_FAST_INLINE void take_lesser(const double* cost, const Vector& rest, Vector& best) {
+  const Vector sum = *reinterpret_cast<const Vector*>(cost) + rest;
   best = sum < best ? sum : best;
-#else
-  for (size_t lane = 0; lane < kLanes; ++lane) best.lane[lane] = std::min(best.lane[lane], cost[lane] + rest[lane]);
-#endif
 }
 
-// Table entries of all sets with kSize slots; `row` holds the costs of the segment that chooses among them.
-template <unsigned kSize>
-GLASS_FAST_INLINE void fill_level(const double (*row)[kLanes], unsigned side, double (*table)[kLanes]) {
-  unsigned free = (1u << kSize) - 1;
-  while (free < 1u << side) {
-    Vector best;
-    for (size_t lane = 0; lane < kLanes; ++lane) reinterpret_cast<double*>(&best)[lane] = kForbidden;
-    unsigned left = free;
+// Dynamic programme over the sets of free slots, from the last segment to the first. After it the entry of the full
+// set is the least total. Works on the first `used` lanes, as many at a time as `Vector` holds.
+template <typename Vector>
+GLASS_FAST_INLINE void fill_table(unsigned side, unsigned used, Lanes& lanes) {
+  constexpr size_t kWidth = sizeof(Vector) / sizeof(double);
+  const Vector zero{};
+  const Vector forbidden = zero + kForbidden;
+  for (size_t lane = 0; lane < used; lane += kWidth) {
+    for (unsigned high = 0; high < 1u << (side - kLowSlots); ++high) {
+      // Costs of the segment that chooses from `high` alone; with more slots free it is one further up.
+      const auto* row = lanes.cost + (side - static_cast<unsigned>(std::popcount(high))) * kSide;
+      Vector best[kBlock];
+      best[0] = high == 0 ? zero : forbidden;
 #pragma GCC unroll 8
-    for (unsigned i = 0; i < kSize; ++i) {
-      const unsigned slot = static_cast<unsigned>(std::countr_zero(left));
-      take_lesser(row[slot], table[free ^ (1u << slot)], best);
-      left &= left - 1;
+      for (unsigned low = 1; low < kBlock; ++low) best[low] = forbidden;
+      for (unsigned left = high; left != 0; left &= left - 1) {
+        const unsigned slot = static_cast<unsigned>(std::countr_zero(left));
+        const auto* rest = lanes.table + (high ^ (1u << slot)) * kBlock;
+        const auto* cost = row + kLowSlots + slot;
+#pragma GCC unroll 8
+        for (unsigned low = 0; low < kBlock; ++low)
+          take_lesser(cost[-std::popcount(low) * int{kSide}] + lane,
+                      *reinterpret_cast<const Vector*>(rest[low] + lane), best[low]);
+      }
+      auto* entries = lanes.table + high * kBlock;
+#pragma GCC unroll 8
+      for (unsigned low = 0; low < kBlock; ++low) {
+#pragma GCC unroll 8
+        for (unsigned slot = 0; slot < kLowSlots; ++slot)
+          if (low >> slot & 1u)
+            take_lesser(row[int(slot) - std::popcount(low) * int{kSide}] + lane, best[low ^ (1u << slot)],
+                        best[low]);
+        *reinterpret_cast<Vector*>(entries[low] + lane) = best[low];
+      }
     }
-    *reinterpret_cast<Vector*>(table[free]) = best;
-    // The next greater number with as many bits.
-    const unsigned lowest = free & -free, carried = free + lowest;
-    free = carried | ((carried ^ free) >> (2 + std::countr_zero(free)));
   }
 }
 
-// Dynamic programme over sets of free slots, from the last of `levels` segments to the first. After it the entry
-// of the full set is the least total.
-GLASS_FAST_CLONES_WIDE
-void fill_table(unsigned side, unsigned levels, Lanes& lanes) {
-  // The slots that all segments together leave free cost nothing.
-  for (unsigned free = 0; free < 1u << side; ++free)
-    if (static_cast<unsigned>(std::popcount(free)) == side - levels) std::fill_n(lanes.table[free], kLanes, 0.0);
-  for (unsigned size = side - levels + 1; size <= side; ++size) {
-    const auto* row = lanes.cost + (side - size) * side;
-    switch (size) {
-      case 1:
-        fill_level<1>(row, side, lanes.table);
-        break;
-      case 2:
-        fill_level<2>(row, side, lanes.table);
-        break;
-      case 3:
-        fill_level<3>(row, side, lanes.table);
-        break;
-      case 4:
-        fill_level<4>(row, side, lanes.table);
-        break;
-      case 5:
-        fill_level<5>(row, side, lanes.table);
-        break;
-      case 6:
-        fill_level<6>(row, side, lanes.table);
-        break;
-      case 7:
-        fill_level<7>(row, side, lanes.table);
-        break;
-      default:
-        fill_level<8>(row, side, lanes.table);
-    }
-  }
+#if defined(__GNUC__)
+typedef double Vector2 __attribute__((vector_size(16), may_alias));
+void fill_any(unsigned side, unsigned used, Lanes& lanes) { fill_table<Vector2>(side, used, lanes); }
+#else
+void fill_any(unsigned side, unsigned used, Lanes& lanes) { fill_table<double>(side, used, lanes); }
+#endif
+
+#if defined(__GNUC__) && defined(__x86_64__)
+typedef double Vector4 __attribute__((vector_size(32), may_alias));
+typedef double Vector8 __attribute__((vector_size(64), may_alias));
+
+__attribute__((target("avx2,bmi,bmi2,popcnt"))) void fill_avx2(unsigned side, unsigned used, Lanes& lanes) {
+  fill_table<Vector4>(side, used, lanes);
+}
+
+__attribute__((target("avx512f,bmi,bmi2,popcnt"))) void fill_avx512(unsigned side, unsigned used, Lanes& lanes) {
+  fill_table<Vector8>(side, used, lanes);
+}
+#endif
+
+using Fill = void (*)(unsigned, unsigned, Lanes&);
+
+// Widest form for this machine. All forms do the same operations on each lane, so results agree to the last bit.
+Fill choose_fill() {
+#if defined(__GNUC__) && defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("bmi2")) return fill_avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) return fill_avx2;
+#endif
+  return fill_any;
 }
 
 // Copies one problem into a lane. Where one side has more members than the other, the surplus is left over: slots
 // and segments added to complete the square take it at no cost, and nothing that could be matched.
 template <typename Float>
-void load(const Float* cost, int64_t stride, unsigned slots, unsigned count, unsigned side, unsigned levels,
-          size_t lane, Lanes& lanes) {
+void load(const Float* cost, int64_t stride, unsigned slots, unsigned count, unsigned side, unsigned lane,
+          Lanes& lanes) {
   for (unsigned k = 0; k < count; ++k)
-    for (unsigned s = 0; s < slots; ++s) lanes.cost[k * side + s][lane] = static_cast<double>(cost[s * stride + k]);
+    for (unsigned s = 0; s < slots; ++s)
+      lanes.cost[k * kSide + s][lane] = static_cast<double>(cost[s * stride + k]);
   const double added_slot = count < slots ? kForbidden : 0.0;
   for (unsigned k = 0; k < count; ++k)
-    for (unsigned s = slots; s < side; ++s) lanes.cost[k * side + s][lane] = added_slot;
+    for (unsigned s = slots; s < side; ++s) lanes.cost[k * kSide + s][lane] = added_slot;
   const double added_segment = count < slots ? 0.0 : kForbidden;
-  for (unsigned k = count; k < levels; ++k)
-    for (unsigned s = 0; s < side; ++s) lanes.cost[k * side + s][lane] = s < slots ? added_segment : 0.0;
+  for (unsigned k = count; k < side; ++k)
+    for (unsigned s = 0; s < side; ++s) lanes.cost[k * kSide + s][lane] = s < slots ? added_segment : 0.0;
 }
 
-// Follows the choices from the full set on: the lowest slot that gives the entry's value.
-void trace(const Lanes& lanes, size_t lane, unsigned side, unsigned slots, unsigned count, int64_t* match) {
-  unsigned free = (1u << side) - 1;
-  for (unsigned k = 0; k < count; ++k) {
-    const double goal = lanes.table[free][lane];
-    unsigned reaching = 0;
-    // All slots are tried, since a branch on the costs would be mispredicted.
-    for (unsigned left = free; left != 0; left &= left - 1) {
-      const unsigned slot = static_cast<unsigned>(std::countr_zero(left));
-      const double sum = lanes.cost[k * side + slot][lane] + lanes.table[free ^ (1u << slot)][lane];
-      reaching |= static_cast<unsigned>(sum == goal) << slot;
+// Slots that the segments take, from the full set on: the lowest slot that gives the entry's value. All lanes go
+// down together, which hides the latency of each, and all slots are tried: a branch on costs would be mispredicted.
+void trace(const Lanes& lanes, unsigned used, unsigned side, unsigned levels, uint8_t (*taken)[kLanes]) {
+  unsigned free[kLanes];
+  std::fill_n(free, kLanes, (1u << side) - 1);
+  for (unsigned k = 0; k < levels; ++k) {
+    for (unsigned lane = 0; lane < used; ++lane) {
+      const double goal = lanes.table[free[lane]][lane];
+      unsigned reaching = 0, left = free[lane];
+      for (unsigned i = k + 1; i < side; ++i) {
+        const unsigned bit = left & -left;
+        left ^= bit;
+        const double sum = lanes.cost[k * kSide + static_cast<unsigned>(std::countr_zero(bit))][lane] +
+                           lanes.table[free[lane] ^ bit][lane];
+        reaching |= bit & -static_cast<unsigned>(sum <= goal);
+      }
+      // `left` is the highest slot: right if no other is.
+      const auto slot = static_cast<unsigned>(std::countr_zero(reaching | left));
+      taken[k][lane] = static_cast<uint8_t>(slot);
+      free[lane] ^= 1u << slot;
     }
-    const unsigned slot = static_cast<unsigned>(std::countr_zero(reaching));
-    match[k] = slot < slots ? static_cast<int64_t>(slot) : -1;
-    free &= ~(1u << slot);
   }
 }
 
@@ -136,20 +149,26 @@ void trace(const Lanes& lanes, size_t lane, unsigned side, unsigned slots, unsig
 
 template <typename Float>
 void solve_in_lanes(const MatchingBatch<Float>& batch, const int64_t* chosen, int64_t size) {
-  const auto slots = static_cast<unsigned>(batch.slots);
+  static const Fill fill = choose_fill();
+  const auto slots = static_cast<unsigned>(batch.slots), used = static_cast<unsigned>(size);
   unsigned levels = 0;
-  for (int64_t i = 0; i < size; ++i) levels = std::max(levels, static_cast<unsigned>(batch.count(chosen[i])));
-  const unsigned side = std::max(slots, levels);
+  for (unsigned lane = 0; lane < used; ++lane)
+    levels = std::max(levels, static_cast<unsigned>(batch.count(chosen[lane])));
+  const unsigned side = std::max({slots, levels, kLowSlots});
   Lanes lanes;
-  for (size_t lane = 0; lane < kLanes; ++lane) {
-    // Lanes without a problem of their own repeat the last one.
-    const int64_t b = chosen[std::min(static_cast<int64_t>(lane), size - 1)];
-    load(batch.cost_of(b), batch.segments, slots, static_cast<unsigned>(batch.count(b)), side, levels, lane, lanes);
+  for (unsigned lane = 0; lane < kLanes; ++lane) {
+    // Lanes without a problem of their own repeat the last one, so that no stale value is ever computed with.
+    const int64_t b = chosen[std::min(lane, used - 1)];
+    load(batch.cost_of(b), batch.segments, slots, static_cast<unsigned>(batch.count(b)), side, lane, lanes);
   }
-  fill_table(side, levels, lanes);
-  for (int64_t i = 0; i < size; ++i)
-    trace(lanes, static_cast<size_t>(i), side, slots, static_cast<unsigned>(batch.count(chosen[i])),
-          batch.match_of(chosen[i]));
+  fill(side, used, lanes);
+  uint8_t taken[kSide][kLanes];
+  trace(lanes, used, side, levels, taken);
+  for (unsigned lane = 0; lane < used; ++lane) {
+    int64_t* match = batch.match_of(chosen[lane]);
+    for (int64_t k = 0; k < batch.count(chosen[lane]); ++k)
+      if (taken[k][lane] < slots) match[k] = taken[k][lane];
+  }
 }
 
 template void solve_in_lanes<float>(const MatchingBatch<float>&, const int64_t*, int64_t);

@@ -67,7 +67,8 @@ Result slot_attention(const float* inputs, const float* slots, const SlotAttenti
 // to_inputs, to_slots and every tensor of `to` are overwritten; the result does not depend on `threads`
 Result slot_attention_backward(const float* inputs, const SlotAttentionTensors<const float*>& weights,
                                const uint8_t* active, const SlotAttentionShape& shape, float epsilon, bool bi_level,
-                               const float* saved, const float* pull_slots, const float* pull_attention, int threads,
-                               float* to_inputs, float* to_slots, const SlotAttentionTensors<float*>& to);
+                               const float* saved, const float* pull_slots, const float* pull_attention,
+                               int threads, float* to_inputs, float* to_slots,
+                               const SlotAttentionTensors<float*>& to);
 
 }  // namespace glass_fast

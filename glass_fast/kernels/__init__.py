@@ -51,6 +51,7 @@ class Backend:
         load: returns the callable; imports what it needs only when called.
         probe: returns None when the backend can run here, else the reason why it cannot.
         devices: torch device types that it serves.
+        dtypes: floating-point types that it serves; None: all.
         why: why it is preferred over the backends after it, for ``glass-fast doctor``.
     """
 
@@ -59,6 +60,7 @@ class Backend:
     probe: Callable[[], str | None] = _always
     devices: tuple[str, ...] = ("cpu", "cuda")
     why: str = ""
+    dtypes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,14 +125,15 @@ def _from_environment(op: str) -> str | None:
     return None
 
 
-def choose(op: str, device: Any, requested: str | None = None) -> str:
-    """Name of the backend that serves ``op`` on ``device``.
+def choose(op: str, device: Any, requested: str | None = None, dtype: Any = "float32") -> str:
+    """Name of the backend that serves ``op`` on ``device`` in ``dtype``.
 
     Args:
         op: name of the op.
         device: torch device or its type (``"cpu"``, ``"cuda"``).
         requested: backend that must be used; default: the one in ``GLASS_FAST_BACKENDS``,
             else the first that can run.
+        dtype: torch dtype of the computation or its name.
 
     Raises:
         ConfigError: GF-CONFIG-920, no such op; GF-CONFIG-921, malformed ``GLASS_FAST_BACKENDS``;
@@ -139,11 +142,11 @@ def choose(op: str, device: Any, requested: str | None = None) -> str:
             lists each candidate with its reason.
     """
     kind = str(getattr(device, "type", device)).partition(":")[0]
-    return _choose(op, kind, requested or _from_environment(op))
+    return _choose(op, kind, requested or _from_environment(op), str(dtype).removeprefix("torch."))
 
 
 @cache
-def _choose(op: str, kind: str, requested: str | None) -> str:
+def _choose(op: str, kind: str, requested: str | None, dtype: str) -> str:
     table = _table(op)
     if requested is not None and requested not in table:
         raise ConfigError(
@@ -153,23 +156,26 @@ def _choose(op: str, kind: str, requested: str | None) -> str:
         )
     refused = []
     for name, backend in table.items():
-        problem = (
-            _missing(op, name) if kind in backend.devices else f"serves {', '.join(backend.devices)} only"
-        )
+        if kind not in backend.devices:
+            problem: str | None = f"serves {', '.join(backend.devices)} only"
+        elif backend.dtypes is not None and dtype not in backend.dtypes:
+            problem = f"serves {', '.join(backend.dtypes)} only"
+        else:
+            problem = _missing(op, name)
         if problem is not None:
             refused.append(f"{name}: {problem}")
         elif requested in (None, name):
             logger.info(
                 "op %s on %s uses backend %s%s", op, kind, name, f" ({'; '.join(refused)})" if refused else ""
             )
-            _CHOICES[f"{op}:{kind}"] = name
+            _CHOICES[f"{op}:{kind}" if dtype == "float32" else f"{op}:{kind}:{dtype}"] = name
             return name
         else:
             refused.append(f"{name}: could run, but {requested!r} was requested")
     wanted = f"backend {requested!r} of op {op!r}" if requested else f"any backend of op {op!r}"
     raise EnvironmentProblem(
         "GF-ENV-920",
-        f"cannot use {wanted} on device {kind!r}: " + "; ".join(refused),
+        f"cannot use {wanted} on device {kind!r} in {dtype}: " + "; ".join(refused),
         "run `glass-fast doctor` for the state of every backend",
     )
 
@@ -178,7 +184,8 @@ _CHOICES: dict[str, str] = {}
 
 
 def choices() -> dict[str, str]:
-    """Backends chosen so far in this process, ``{"op:device": backend}``; goes into every run record."""
+    """Backends chosen so far in this process, ``{"op:device": backend}`` (``op:device:dtype`` for other types than
+    float32); goes into every run record."""
     return dict(_CHOICES)
 
 
@@ -189,9 +196,11 @@ def forget() -> None:
     _CHOICES.clear()
 
 
-def implementation(op: str, device: Any, requested: str | None = None) -> Callable[..., Any]:
+def implementation(
+    op: str, device: Any, requested: str | None = None, dtype: Any = "float32"
+) -> Callable[..., Any]:
     """The chosen backend's callable; same arguments and errors as :func:`choose`."""
-    return _load(op, choose(op, device, requested))
+    return _load(op, choose(op, device, requested, dtype))
 
 
 @cache

@@ -49,6 +49,6 @@ def propagation(
         raise ConfigError("GF-CONFIG-924", f"propagation: tau is {tau}; expected 0 or more", "set masks.tau")
     # Means of half-precision attention are summed in float32: four passes in fp16 lose small classes.
     dtype = torch.promote_types(torch.promote_types(self_map.dtype, class_maps.dtype), torch.float32)
-    run = implementation("propagation", self_map.device, backend)
+    run = implementation("propagation", self_map.device, backend, dtype)
     refined: torch.Tensor = run(self_map.to(dtype), class_maps.to(dtype), int(tau))
     return refined

@@ -42,9 +42,22 @@ SPEC = OpSpec(
         _case(2, 64, 4, 4, "compile"), _case(1, 1, 1, 4), _case(3, 7, 1, 1), _case(1, 31, 5, 0), _case(2, 97, 11, 2),
         _case(1, 256, 3, 4), _case(1, 257, 16, 3), _case(1, 1024, 4, 4), _case(0, 16, 2, 2), _case(2, 16, 0, 2),
         _case(2, 0, 3, 2), _case(2, 53, 6, 3, strided=True),
+        _case(1, 4096, 1, 1),
     ),
     benchmarks=(_case(1, 1024, 4, 4, "gate"), _case(8, 1024, 4, 4), _case(1, 4096, 4, 4)),
     make=_make,
-    tolerance={"float32": Tolerance(1e-5, 0, "design page: fp32 forward; sums of 4096 positive terms stay below 1e-6")},
+    tolerance={
+        "float32": Tolerance(1e-5, 0, "design page: fp32 forward; sums of 4096 positive terms stay below 1e-6"),
+        "float16": Tolerance(1e-5, 0, "cast to float32, which is exact"),
+        "float64": Tolerance(1e-13, 0, "rounding of float64 (1e-16) in sums of up to 1024 positive terms"),
+    },
     work=_work,
+    invalid={
+        "tokens": (lambda a: a | {"class_maps": a["class_maps"][:, 1:]}, "class_maps is torch.float32 (2, 63, 4)"),
+        "not square": (lambda a: a | {"self_map": a["self_map"][:, 1:]}, "self_map is torch.float32 (2, 63, 64)"),
+        "batch": (lambda a: a | {"self_map": a["self_map"][:1]}, "self_map is torch.float32 (1, 64, 64)"),
+        "rank": (lambda a: a | {"self_map": a["self_map"][0]}, "self_map is torch.float32 (64, 64)"),
+        "integers": (lambda a: a | {"self_map": a["self_map"].int()}, "self_map is torch.int32"),
+        "tau": (lambda a: a | {"tau": -1}, "tau is -1; expected 0 or more"),
+    },
 )  # fmt: skip

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from glass_fast import native
 from glass_fast.kernels import Backend
 from glass_fast.kernels.slot_attention.api import SlotAttentionWeights, slot_attention
 
 __all__ = ["BACKENDS", "SlotAttentionWeights", "slot_attention"]
+
+
+def _cpu() -> Any:
+    from glass_fast.kernels.slot_attention import cpu
+
+    return cpu.slot_attention
 
 
 def _torch() -> Any:
@@ -23,6 +30,14 @@ def _reference() -> Any:
 
 
 BACKENDS = (
+    Backend(
+        "cpu",
+        _cpu,
+        native.ops_missing,
+        devices=("cpu",),
+        dtypes=("float32",),
+        why="native, absorbed form; tokens are read once an iteration, with its own backward pass",
+    ),
     Backend("torch", _torch, why="key and value projections are absorbed into the slots; exact"),
     Backend("reference", _reference, why="textbook form; defines the meaning"),
 )

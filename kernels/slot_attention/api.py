@@ -88,7 +88,7 @@ def slot_attention(
             slot keeps its first one, since a softmax over nothing is NaN.
         bi_level: gradient of the last iteration only, passed straight through to the initial slots
             (BO-QSA, Jia et al. 2023).
-        backend: ``torch`` or ``reference``; default: the registry's choice.
+        backend: ``cpu`` (float32 on the CPU), ``torch`` or ``reference``; default: the registry's choice.
 
     Returns:
         (B, S, D) slots and (B, S, N) attention of the last iteration, summed over heads; it sums to one over
@@ -96,12 +96,13 @@ def slot_attention(
 
     Raises:
         ConfigError: GF-CONFIG-041, shapes or values do not fit.
+        EnvironmentProblem: GF-ENV-920, the named backend does not serve this device or dtype.
     """
     _check(inputs, slots, weights, iterations, heads, active)
     if active is not None:
         first = (~active.any(1, keepdim=True)) & _first_slot(active)
         active = active | first
-    run = implementation("slot_attention", inputs.device, backend)
+    run = implementation("slot_attention", inputs.device, backend, inputs.dtype)
     result: tuple[Tensor, Tensor] = run(
         inputs, slots, weights, int(iterations), int(heads), float(epsilon), active, bool(bi_level)
     )
