@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_LARGEST = 3.4028234663852886e38  # of float32
+
+
 def cross_capture(
     query: Tensor,
     key: Tensor,
@@ -43,7 +46,7 @@ def cross_capture(
         ``out``, (B, N, K).
 
     Raises:
-        ConfigError: GF-CONFIG-040, shapes, dtypes or devices do not fit together.
+        ConfigError: GF-CONFIG-040, shapes, dtypes or devices do not fit together; a factor is not finite.
     """
     _check_pair(query, key)
     batch, _, queries, _ = query.shape
@@ -51,11 +54,12 @@ def cross_capture(
         raise _shape_error("columns", columns, f"real numbers on {query.device}")
     if columns.ndim != 3 or columns.shape[:2] != (batch, key.shape[2]):
         raise _shape_error("columns", columns, f"({batch}, {key.shape[2]}, classes)")
+    weight, scale = _factors(query, weight, scale)
     out = _accumulator(query, out, (batch, queries, columns.shape[2]))
     if columns.shape[2] == 0:
         return out
     run = implementation("attention_capture", query.device, backend)
-    run(query, key, columns, out, float(weight), _scale(query, scale))
+    run(query, key, columns, out, weight, scale)
     return out
 
 
@@ -83,20 +87,27 @@ def self_capture(
         ``out``, (B, N, N).
 
     Raises:
-        ConfigError: GF-CONFIG-040, shapes, dtypes or devices do not fit together.
+        ConfigError: GF-CONFIG-040, shapes, dtypes or devices do not fit together; a factor is not finite.
     """
     _check_pair(query, key)
     if query.shape != key.shape:
         raise _shape_error("key", key, f"the shape of query, {tuple(query.shape)}")
     batch, _, tokens, _ = query.shape
+    weight, scale = _factors(query, weight, scale)
     out = _accumulator(query, out, (batch, tokens, tokens))
     run = implementation("attention_capture", query.device, backend)
-    run(query, key, None, out, float(weight), _scale(query, scale))
+    run(query, key, None, out, weight, scale)
     return out
 
 
-def _scale(query: Tensor, scale: float | None) -> float:
-    return float(query.shape[-1]) ** -0.5 if scale is None else float(scale)
+def _factors(query: Tensor, weight: float, scale: float | None) -> tuple[float, float]:
+    factors = float(weight), float(query.shape[-1]) ** -0.5 if scale is None else float(scale)
+    for name, value in zip(("weight", "scale"), factors, strict=True):
+        if not abs(value) <= _LARGEST:  # not-a-number fails too, before it is in the accumulator
+            raise ConfigError(
+                "GF-CONFIG-040", f"attention_capture: {name} is {value}; expected a finite float32"
+            )
+    return factors
 
 
 def _check_pair(query: Tensor, key: Tensor) -> None:

@@ -73,6 +73,8 @@ _INVALID: dict[str, Any] = {
     "integers": (lambda a: a | {"query": a["query"].long()}, "(torch.int64 on cpu); expected floating point"),
     "dtype": (lambda a: a | {"key": a["key"].half()}, "(torch.float16 on cpu); expected torch.float32"),
     "out shape": (lambda a: a | {"out": torch.zeros(2, 7, 9)}, "out has shape (2, 7, 9)"),
+    "weight": (lambda a: a | {"weight": float("nan")}, "weight is nan; expected a finite float32"),
+    "scale": (lambda a: a | {"scale": 1e39}, "scale is 1e+39; expected a finite float32"),
     "out dtype": (lambda a: a | {"out": torch.zeros(2, 7, 5).half()}, "of torch.float32"),
 }
 
