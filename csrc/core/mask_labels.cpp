@@ -7,6 +7,7 @@
 
 #include "core/bicubic.h"
 #include "core/clones.h"
+#include "core/parallel.h"
 
 namespace glass_fast {
 
@@ -112,16 +113,13 @@ Result mask_labels(const float* maps, const uint8_t* labels, const MaskLabelsSha
   const int64_t cells = shape.map_height * shape.map_width;
   const int64_t tasks_per_image = (shape.height + kRowsPerTask - 1) / kRowsPerTask;
   const int64_t tasks = shape.batch * tasks_per_image;
-  const int workers = static_cast<int>(std::clamp<int64_t>(tasks, 1, std::max(1, threads)));
 
-#pragma omp parallel num_threads(workers)
-  {
+  parallel_tasks(tasks, threads, [&](int, int64_t first_task, int64_t last_task) {
     Scratch scratch;
     scratch.windows.resize(static_cast<size_t>(shape.classes));
     scratch.best.resize(static_cast<size_t>(shape.width));
     scratch.best_label.resize(static_cast<size_t>(shape.width));
-#pragma omp for schedule(static)
-    for (int64_t task = 0; task < tasks; ++task) {
+    for (int64_t task = first_task; task < last_task; ++task) {
       const int64_t b = task / tasks_per_image;
       const int64_t first = (task % tasks_per_image) * kRowsPerTask;
       const int64_t last = std::min(first + kRowsPerTask, shape.height);
@@ -148,7 +146,7 @@ Result mask_labels(const float* maps, const uint8_t* labels, const MaskLabelsSha
                          shape.width, out + (b * shape.height + y) * shape.width);
       }
     }
-  }
+  });
   return {};
 }
 

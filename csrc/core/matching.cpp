@@ -133,7 +133,7 @@ constexpr double kLargest = 1e300;
 
 // Whether every value lies within +-limit; false for NaN.
 template <typename Float, typename Bits>
-inline __attribute__((always_inline)) bool all_within(const Float* values, int64_t size, Float limit) {
+GLASS_FAST_INLINE bool all_within(const Float* values, int64_t size, Float limit) {
   // As integers, magnitudes keep their order, and infinities and NaN are greater than all of them.
   constexpr Bits kMagnitude = std::numeric_limits<Bits>::max();
   const Bits greatest = std::bit_cast<Bits>(limit);

@@ -4,6 +4,8 @@
 #include <bit>
 #include <limits>
 
+#include "core/clones.h"
+
 namespace glass_fast {
 
 namespace {
@@ -12,12 +14,6 @@ constexpr unsigned kSide = static_cast<unsigned>(kLaneSide);
 constexpr unsigned kLanes = static_cast<unsigned>(kLaneCount);
 constexpr double kForbidden = std::numeric_limits<double>::infinity();
 
-#if defined(__GNUC__)
-#define GLASS_FAST_INLINE inline __attribute__((always_inline))
-#else
-#define GLASS_FAST_INLINE inline
-#endif
-
 // Sets of free slots are bit masks. They are worked on in blocks that agree in all but the lowest slots, so that
 // the entries of a block stay in registers.
 constexpr unsigned kLowSlots = 3;
@@ -25,7 +21,7 @@ constexpr unsigned kBlock = 1u << kLowSlots;
 
 // Interleaved problems, completed to a common square of side kLowSlots to kSide.
 struct alignas(64) Lanes {
-  double cost[kSide * kSide][kLanes];  // [segment * kSide + slot]
+  double cost[kSide * kSide][kLanes];  // [slot * kSide + segment]
   double table[1u << kSide][kLanes];   // [set of free slots]: least total of the last segments, one for each slot
 };
 
@@ -45,8 +41,8 @@ GLASS_FAST_INLINE void fill_table(unsigned side, unsigned used, Lanes& lanes) {
   const Vector forbidden = zero + kForbidden;
   for (size_t lane = 0; lane < used; lane += kWidth) {
     for (unsigned high = 0; high < 1u << (side - kLowSlots); ++high) {
-      // Costs of the segment that chooses from `high` alone; with more slots free it is one further up.
-      const auto* row = lanes.cost + (side - static_cast<unsigned>(std::popcount(high))) * kSide;
+      // Costs for the segment that chooses from `high` alone; with more slots free it is an earlier one.
+      const auto* cost = lanes.cost + (side - static_cast<unsigned>(std::popcount(high)));
       Vector best[kBlock];
       best[0] = high == 0 ? zero : forbidden;
 #pragma GCC unroll 8
@@ -54,11 +50,11 @@ GLASS_FAST_INLINE void fill_table(unsigned side, unsigned used, Lanes& lanes) {
       for (unsigned left = high; left != 0; left &= left - 1) {
         const unsigned slot = static_cast<unsigned>(std::countr_zero(left));
         const auto* rest = lanes.table + (high ^ (1u << slot)) * kBlock;
-        const auto* cost = row + kLowSlots + slot;
+        const auto* column = cost + (kLowSlots + slot) * kSide;
 #pragma GCC unroll 8
         for (unsigned low = 0; low < kBlock; ++low)
-          take_lesser(cost[-std::popcount(low) * int{kSide}] + lane,
-                      *reinterpret_cast<const Vector*>(rest[low] + lane), best[low]);
+          take_lesser(column[-std::popcount(low)] + lane, *reinterpret_cast<const Vector*>(rest[low] + lane),
+                      best[low]);
       }
       auto* entries = lanes.table + high * kBlock;
 #pragma GCC unroll 8
@@ -66,8 +62,7 @@ GLASS_FAST_INLINE void fill_table(unsigned side, unsigned used, Lanes& lanes) {
 #pragma GCC unroll 8
         for (unsigned slot = 0; slot < kLowSlots; ++slot)
           if (low >> slot & 1u)
-            take_lesser(row[int(slot) - std::popcount(low) * int{kSide}] + lane, best[low ^ (1u << slot)],
-                        best[low]);
+            take_lesser(cost[int(slot * kSide) - std::popcount(low)] + lane, best[low ^ (1u << slot)], best[low]);
         *reinterpret_cast<Vector*>(entries[low] + lane) = best[low];
       }
     }
@@ -110,15 +105,16 @@ Fill choose_fill() {
 template <typename Float>
 void load(const Float* cost, int64_t stride, unsigned slots, unsigned count, unsigned side, unsigned lane,
           Lanes& lanes) {
-  for (unsigned k = 0; k < count; ++k)
-    for (unsigned s = 0; s < slots; ++s)
-      lanes.cost[k * kSide + s][lane] = static_cast<double>(cost[s * stride + k]);
   const double added_slot = count < slots ? kForbidden : 0.0;
-  for (unsigned k = 0; k < count; ++k)
-    for (unsigned s = slots; s < side; ++s) lanes.cost[k * kSide + s][lane] = added_slot;
   const double added_segment = count < slots ? 0.0 : kForbidden;
-  for (unsigned k = count; k < side; ++k)
-    for (unsigned s = 0; s < side; ++s) lanes.cost[k * kSide + s][lane] = s < slots ? added_segment : 0.0;
+  for (unsigned s = 0; s < slots; ++s, cost += stride) {
+    auto* out = lanes.cost + s * kSide;
+#pragma GCC unroll 4
+    for (unsigned k = 0; k < count; ++k) out[k][lane] = static_cast<double>(cost[k]);
+    for (unsigned k = count; k < side; ++k) out[k][lane] = added_segment;
+  }
+  for (unsigned s = slots; s < side; ++s)
+    for (unsigned k = 0; k < side; ++k) lanes.cost[s * kSide + k][lane] = k < count ? added_slot : 0.0;
 }
 
 // Slots that the segments take, from the full set on: the lowest slot that gives the entry's value. All lanes go
@@ -133,8 +129,8 @@ void trace(const Lanes& lanes, unsigned used, unsigned side, unsigned levels, ui
       for (unsigned i = k + 1; i < side; ++i) {
         const unsigned bit = left & -left;
         left ^= bit;
-        const double sum = lanes.cost[k * kSide + static_cast<unsigned>(std::countr_zero(bit))][lane] +
-                           lanes.table[free[lane] ^ bit][lane];
+        const auto slot = static_cast<unsigned>(std::countr_zero(bit));
+        const double sum = lanes.cost[slot * kSide + k][lane] + lanes.table[free[lane] ^ bit][lane];
         reaching |= bit & -static_cast<unsigned>(sum <= goal);
       }
       // `left` is the highest slot: right if no other is.

@@ -4,9 +4,10 @@
 
 namespace glass_fast {
 
-// Greatest side, max(slots, count), of a problem for solve_in_lanes. Part of the tie rule of matching(), so it is
-// one number for all machines: from here on the work, which doubles with every slot, overtakes shortest paths.
-inline constexpr int64_t kLaneSide = 8;
+// Greatest side, max(slots, count), of a problem for solve_in_lanes. It is part of the tie rule of matching() and
+// therefore one number for all machines. The work doubles with every slot; at 10, shortest paths already win for
+// small batches and for machines with narrow vectors.
+inline constexpr int64_t kLaneSide = 9;
 
 // Problems that are solved side by side, one per lane of a vector.
 inline constexpr int64_t kLaneCount = 8;
