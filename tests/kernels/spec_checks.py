@@ -253,7 +253,7 @@ def check_same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tens
 
 
 class Recorder(TorchDispatchMode):
-    """Keeps the calls of the package's own torch operators."""
+    """Keeps the first call of each of the package's own torch operators, its tensors cut from their graphs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -261,5 +261,6 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function.namespace == "glass_fast":
-            self.calls.setdefault(str(function), (function, args, kwargs or {}))
+            kept = map_tensors(lambda _, t: t.detach().requires_grad_(t.requires_grad), (args, kwargs or {}))
+            self.calls.setdefault(str(function), (function, *kept))
         return function(*args, **(kwargs or {}))
