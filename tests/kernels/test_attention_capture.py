@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from glass_fast import kernels
 from glass_fast.errors import ConfigError, EnvironmentProblem
 from glass_fast.kernels.attention_capture import cross_capture, self_capture, torch_heads
+from tests.kernels import spec_checks as checks
 
 SHAPES = [(1, 1, 1, 1, 1), (2, 3, 7, 5, 2), (2, 8, 64, 77, 3), (1, 5, 131, 77, 6), (3, 2, 256, 16, 1)]
 
@@ -31,7 +32,7 @@ def error(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((got.double() - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", checks.backends("attention_capture"))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_sdpa_with_the_columns_as_values(shape: tuple[int, ...], backend: str) -> None:
     """P . V with V = columns (or the identity) is what SDPA computes without ever being asked for P."""
@@ -80,30 +81,6 @@ def test_blocks_of_queries_do_not_change_the_result(monkeypatch: pytest.MonkeyPa
     )  # 7 rows of the self map at a time; 131 is not a multiple
     torch.testing.assert_close(cross_capture(query, key, columns), whole[0], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(self_capture(query, own), whole[1], rtol=1e-6, atol=1e-7)
-
-
-def test_non_contiguous_inputs_and_no_classes() -> None:
-    query, key, own, columns = inputs(SHAPES[2])
-    turned = query.transpose(1, 2).contiguous().transpose(1, 2)
-    assert not turned.is_contiguous()
-    torch.testing.assert_close(self_capture(turned, own), self_capture(query, own))
-    assert cross_capture(query, key, columns[..., :0]).shape == (2, 64, 0)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"key": torch.zeros(2, 3, 5, 4)}, "key has shape"),
-        ({"columns": torch.zeros(2, 4, 2)}, "columns has shape"),
-        ({"out": torch.zeros(2, 7, 3)}, "out has shape"),
-        ({"out": torch.zeros(2, 7, 2, dtype=torch.float16)}, "float32"),
-        ({"query": torch.zeros(2, 3, 0, 8)}, "query has shape"),
-    ],
-)
-def test_wrong_shapes_are_named(change: dict[str, Any], named: str) -> None:
-    query, key, _, columns = inputs(SHAPES[1])
-    with pytest.raises(ConfigError, match=named):
-        cross_capture(**{"query": query, "key": key, "columns": columns, **change})
 
 
 def test_registry_knows_the_op() -> None:

@@ -11,20 +11,21 @@ from PIL import Image
 from torch.nn import functional
 
 from glass_fast import kernels, native
-from glass_fast.errors import ConfigError, DataError, NumericsError
+from glass_fast.errors import NumericsError
+from tests.kernels import spec_checks as checks
 
 needs_native = pytest.mark.skipif(
     native.ops_missing() is not None, reason=f"needs the native library: {native.ops_missing()}"
 )
-BACKENDS = [pytest.param("cpu", marks=needs_native), "torch", "reference"]
-FAST = [pytest.param("cpu", marks=needs_native), "torch"]
+BACKENDS = checks.backends("mask_labels")
+FAST = [backend for backend in BACKENDS if backend != "reference"]
 
 
 def test_hand_computed_without_resizing() -> None:
     """At equal size bicubic weights are (0, 1, 0, 0), so the rule can be read off the maps."""
     maps = torch.tensor([[[[0.9, 0.55, 0.2, 0.6]], [[0.1, 0.50, 0.4999, 0.6]]]])
     labels = torch.tensor([[7, 9]], dtype=torch.uint8)
-    for backend in ("reference", "torch", *(["cpu"] if native.ops_missing() is None else [])):
+    for backend in BACKENDS:
         found = kernels.mask_labels(maps, labels, (1, 4), 0.6, 0.5, backend=backend)
         # certain; uncertain (0.55); background (0.4999 < 0.5); tie at the threshold: lowest class, certain
         assert found.tolist() == [[[7, 255, 0, 7]]], backend
@@ -105,21 +106,6 @@ def test_large_against_reference(backend: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_views_and_half_precision(backend: str) -> None:
-    maps = torch.rand(2, 6, 18, 10)[:, ::2, 1::2, ::3]
-    labels = torch.tensor([[1, 9, 2, 9, 3, 9], [4, 9, 5, 9, 0, 9]], dtype=torch.uint8)[:, ::2]
-    assert not maps.is_contiguous() and not labels.is_contiguous()
-    arguments = ((40, 21), 0.6, 0.5)
-    expected = kernels.mask_labels(maps.contiguous(), labels.contiguous(), *arguments, backend=backend)
-    assert torch.equal(kernels.mask_labels(maps, labels, *arguments, backend=backend), expected)
-    half = maps.half()
-    assert torch.equal(
-        kernels.mask_labels(half, labels, *arguments, backend=backend),
-        kernels.mask_labels(half.float(), labels, *arguments, backend=backend),
-    )
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_is_never_read(backend: str) -> None:
     maps = torch.rand(1, 3, 4, 4)
     labels = torch.tensor([[5, 0, 6]], dtype=torch.uint8)
@@ -159,36 +145,6 @@ def test_not_finite_is_an_error_that_names_the_place(backend: str, bad: float) -
     with pytest.raises(NumericsError, match="GF-NUM-920") as caught:
         kernels.mask_labels(maps, labels, (8, 8), 0.6, 0.5, backend=backend)
     assert "1" in caught.value.message and "2" in caught.value.message
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_label_255_is_refused(backend: str) -> None:
-    with pytest.raises(DataError, match="GF-DATA-921"):
-        labels = torch.tensor([[1, 255]], dtype=torch.uint8)
-        kernels.mask_labels(torch.rand(1, 2, 4, 4), labels, (8, 8), 0.6, 0.5, backend=backend)
-
-
-def test_wrong_arguments() -> None:
-    maps, labels = torch.rand(1, 2, 4, 4), torch.ones(1, 2, dtype=torch.uint8)
-    with pytest.raises(ConfigError, match=r"0\.5 and 0\.6"):
-        kernels.mask_labels(maps, labels, (8, 8), 0.5, 0.6)
-    with pytest.raises(ConfigError):
-        kernels.mask_labels(maps, labels, (8, 8), float("nan"), 0.5)
-    with pytest.raises(DataError, match=r"\(0, 8\)"):
-        kernels.mask_labels(maps, labels, (0, 8), 0.6, 0.5)
-    with pytest.raises(DataError, match="int64"):
-        kernels.mask_labels(maps, labels.long(), (8, 8), 0.6, 0.5)
-    with pytest.raises(DataError, match=r"\(1, 2, 4\)"):
-        kernels.mask_labels(maps[..., 0], labels, (8, 8), 0.6, 0.5)
-    with pytest.raises(DataError):
-        kernels.mask_labels(maps[:, :, :0], labels, (8, 8), 0.6, 0.5)
-
-
-@needs_native
-def test_opcheck() -> None:
-    labels = torch.tensor([[1, 0, 2]], dtype=torch.uint8)
-    arguments = (torch.rand(1, 3, 5, 7), labels, 11, 13, 0.6, 0.5)
-    torch.library.opcheck(torch.ops.glass_fast.mask_labels.default, arguments)
 
 
 @needs_native

@@ -1,4 +1,4 @@
-"""MLP decoder: a hand-computed case, an independent float64 form, both backends against each other."""
+"""MLP decoder: a hand-computed case, an independent float64 form, the pieces of a batch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from glass_fast import kernels
-from glass_fast.errors import ConfigError
+from tests.kernels import spec_checks as checks
 
-BACKENDS = ("reference", "torch")
+BACKENDS = checks.backends("mlp_decoder", "float64")
 
 
 def make_layers(sizes, dtype=torch.float64):
@@ -72,48 +72,6 @@ def test_against_the_independent_form(backend, batch, count, patches, sizes):
         assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-13)  # float64 rounding
 
 
-def test_float32_backends_against_float64_at_a_working_size():
-    """Forward 1e-5, gradients 5e-5 relative RMS: bounds of the design page."""
-    sizes = (96, 128, 128, 128, 97)
-    layers64 = make_layers(sizes)
-    slots64, positions64 = torch.randn(2, 7, 96).double(), torch.randn(256, 96).double()
-    target = torch.randn(2, 256, 96).double()
-    flat64 = [slots64, positions64, *(t for pair in layers64 for t in pair)]
-
-    def run(dtype, backend):
-        leaves = [t.detach().to(dtype).requires_grad_() for t in flat64]
-        layers = list(zip(leaves[2::2], leaves[3::2], strict=True))
-        out, alpha = kernels.mlp_decoder(leaves[0], leaves[1], layers, backend=backend)
-        loss = (out - target.to(dtype)).square().mean() + (alpha * alpha).sum()
-        return [out, alpha], torch.autograd.grad(loss, leaves)
-
-    want, want_gradients = run(torch.float64, "reference")
-    for backend in BACKENDS:
-        got, gradients = run(torch.float32, backend)
-        for bound, pairs in (
-            (1e-5, zip(got, want, strict=True)),
-            (5e-5, zip(gradients, want_gradients, strict=True)),
-        ):
-            for found, wanted in pairs:
-                error = (found.double() - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()
-                assert float(error.detach()) <= bound
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gradcheck(backend):
-    layers = make_layers((3, 4, 4, 3))
-    flat = [t.requires_grad_() for pair in layers for t in pair]
-    slots = torch.randn(1, 2, 3).double().requires_grad_()
-    positions = torch.randn(4, 3).double().requires_grad_()
-
-    def run(slots, positions, *flat):
-        return kernels.mlp_decoder(
-            slots, positions, list(zip(flat[::2], flat[1::2], strict=True)), backend=backend
-        )
-
-    assert torch.autograd.gradcheck(run, (slots, positions, *flat), fast_mode=True)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_inactive_slots_do_not_mix_in(backend):
     layers = make_layers((4, 6, 6, 4))
@@ -124,25 +82,6 @@ def test_inactive_slots_do_not_mix_in(backend):
     assert torch.allclose(reconstruction[:1], alone, atol=1e-13)
     assert float(alpha[0, [1, 3, 4]].abs().max()) == 0.0
     assert torch.isfinite(reconstruction).all() and float(alpha[1, 0].min()) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"slots": torch.zeros(1, 2, 5)}, "expected .B, S, d."),
-        ({"slots": torch.zeros(1, 65, 4)}, "65 slots"),
-        ({"layers": [(torch.zeros(3, 4), torch.zeros(3))]}, "1 layers"),
-        ({"layers": [(torch.zeros(3, 4), torch.zeros(3)), (torch.zeros(2, 4), torch.zeros(2))]}, "layer 1"),
-        ({"layers": [(torch.zeros(3, 4), torch.zeros(3)), (torch.zeros(1, 3), torch.zeros(1))]}, "1 outputs"),
-        ({"active": torch.ones(1, 3, dtype=torch.bool)}, "active"),
-    ],
-)
-def test_wrong_arguments_are_named(change, message):
-    layers = [(torch.zeros(3, 4), torch.zeros(3)), (torch.zeros(5, 3), torch.zeros(5))]
-    arguments = {"slots": torch.zeros(1, 2, 4), "positions": torch.zeros(6, 4), "layers": layers} | change
-    with pytest.raises(ConfigError, match=message) as caught:
-        kernels.mlp_decoder(**arguments)
-    assert caught.value.code == "GF-CONFIG-042"
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 2**30])
@@ -161,5 +100,6 @@ def test_pieces_of_a_batch_give_the_gradients_of_the_whole(monkeypatch, piece_by
         layers = list(zip(leaves[2::2], leaves[3::2], strict=True))
         out, alpha = kernels.mlp_decoder(leaves[0], leaves[1], layers, active=active, backend=backend)
         gradients[backend] = torch.autograd.grad((out * pull).sum() + (alpha * pull_alpha).sum(), leaves)
-    for found, wanted in zip(gradients["torch"], gradients["reference"], strict=True):
-        assert torch.allclose(found, wanted, rtol=1e-11, atol=1e-13)  # float64 rounding
+    for backend in BACKENDS:
+        for found, wanted in zip(gradients[backend], gradients["reference"], strict=True):
+            assert torch.allclose(found, wanted, rtol=1e-11, atol=1e-13)  # float64 rounding
