@@ -17,7 +17,8 @@ const char* text(Status status) {
     case Status::kBadLabel:
       return "[GF-DATA-921] a label is 255, which is reserved for uncertain pixels; expected 0 (padding) to 254";
     case Status::kBadShape:
-      return "[GF-DATA-922] a size is out of range; expected at least one pixel and one map cell";
+      return "[GF-DATA-922] a size is out of range; expected sizes of at least 0 (pixels, map cells, tokens, "
+             "channels, heads and iterations at least 1; 1 to 64 slots; heads dividing the width)";
   }
   return "unknown status";
 }

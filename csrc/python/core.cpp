@@ -3,11 +3,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <cstring>
 #include <optional>
 #include <stdexcept>
+#include <vector>
 
 #include "core/mask_labels.h"
 #include "core/matching.h"
+#include "core/propagation.h"
+#include "core/slot_attention.h"
 
 namespace py = pybind11;
 
@@ -66,6 +71,77 @@ py::array_t<uint8_t> mask_labels(const Dense<float>& maps, const Dense<uint8_t>&
   return out;
 }
 
+py::array_t<float> propagation(const Dense<float>& self_map, const Dense<float>& class_maps, int64_t tau,
+                               int threads) {
+  if (self_map.ndim() != 3 || class_maps.ndim() != 3 || self_map.shape(0) != class_maps.shape(0) ||
+      self_map.shape(1) != self_map.shape(2) || self_map.shape(1) != class_maps.shape(1))
+    throw py::value_error("propagation: expected (batch, tokens, tokens) and (batch, tokens, classes)");
+  const glass_fast::PropagationShape shape{class_maps.shape(0), class_maps.shape(1), class_maps.shape(2), tau};
+  py::array_t<float> out({shape.batch, shape.tokens, shape.classes});
+  float* out_data = out.mutable_data();
+  glass_fast::Result result;
+  {
+    py::gil_scoped_release release;
+    result = glass_fast::propagation(self_map.data(), class_maps.data(), shape, threads, out_data);
+  }
+  raise_unless_ok("propagation", result);
+  return out;
+}
+
+py::tuple slot_attention(const Dense<float>& inputs, const Dense<float>& slots,
+                         const std::vector<Dense<float>>& weights, int64_t iterations, int64_t heads, float epsilon,
+                         const std::optional<Dense<bool>>& active, int threads) {
+  constexpr size_t kWeights = 17;
+  if (inputs.ndim() != 3 || slots.ndim() != 3 || inputs.shape(0) != slots.shape(0) || weights.size() != kWeights)
+    throw py::value_error(
+        "slot_attention: expected inputs (batch, tokens, channels), slots (batch, slots, width) and 17 weights");
+  const int64_t channels = inputs.shape(2), width = slots.shape(2), hidden = weights[14].size();
+  const glass_fast::SlotAttentionShape shape{inputs.shape(0), inputs.shape(1), channels, slots.shape(1),
+                                             width,           hidden,          heads,    iterations};
+  const std::array<int64_t, kWeights> sizes = {channels,
+                                               channels,
+                                               width,
+                                               width,
+                                               width,
+                                               width,
+                                               width * width,
+                                               width * channels,
+                                               width * channels,
+                                               3 * width * width,
+                                               3 * width * width,
+                                               3 * width,
+                                               3 * width,
+                                               hidden * width,
+                                               hidden,
+                                               width * hidden,
+                                               width};
+  std::array<const float*, kWeights> found;
+  for (size_t i = 0; i < kWeights; ++i) {
+    if (weights[i].size() != sizes[i])
+      throw py::value_error("slot_attention: weight " + std::to_string(i) + " has " +
+                            std::to_string(weights[i].size()) + " elements; expected " + std::to_string(sizes[i]));
+    found[i] = weights[i].data();
+  }
+  glass_fast::SlotAttentionTensors<const float*> pointers;
+  std::memcpy(static_cast<void*>(&pointers), found.data(), sizeof(pointers));
+  if (active && (active->ndim() != 2 || active->shape(0) != shape.batch || active->shape(1) != shape.slots))
+    throw py::value_error("slot_attention: active must have shape (batch, slots)");
+  if (glass_fast::slot_attention_saved_size(shape) < 0)
+    raise_unless_ok("slot_attention", {glass_fast::Status::kBadShape});
+  py::array_t<float> out({shape.batch, shape.slots, shape.width}),
+      attention({shape.batch, shape.slots, shape.tokens});
+  float *out_data = out.mutable_data(), *attention_data = attention.mutable_data();
+  glass_fast::Result result;
+  {
+    py::gil_scoped_release release;
+    result = glass_fast::slot_attention(inputs.data(), slots.data(), pointers,
+                                        active ? reinterpret_cast<const uint8_t*>(active->data()) : nullptr, shape,
+                                        epsilon, threads, out_data, attention_data, nullptr);
+  }
+  raise_unless_ok("slot_attention", result);
+  return py::make_tuple(out, attention);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -78,4 +154,14 @@ PYBIND11_MODULE(_core, m) {
         py::arg("threshold"), py::arg("uncertain_threshold"), py::arg("threads") = 1,
         "Label image uint8 (batch, height, width) from class maps float32 (batch, classes, h, w).\n\n"
         "labels: uint8 (batch, classes), 0 = padding. Raises ValueError for NaN, infinite values or label 255.");
+  m.def("propagation", &propagation, py::arg("self_map"), py::arg("class_maps"), py::arg("tau"),
+        py::arg("threads") = 1,
+        "self_map ** tau @ class_maps, float32 (batch, tokens, classes).\n\n"
+        "self_map: float32 (batch, tokens, tokens); class_maps: float32 (batch, tokens, classes).");
+  m.def("slot_attention", &slot_attention, py::arg("inputs"), py::arg("slots"), py::arg("weights"),
+        py::arg("iterations"), py::arg("heads") = 1, py::arg("epsilon") = 1e-6f, py::arg("active") = py::none(),
+        py::arg("threads") = 1,
+        "Slots float32 (batch, slots, width) and attention (batch, slots, tokens); inference only.\n\n"
+        "weights: 17 arrays in the order of glass_fast.kernels.slot_attention.SlotAttentionWeights;\n"
+        "active: bool (batch, slots) or None.");
 }
