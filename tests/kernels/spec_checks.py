@@ -132,13 +132,21 @@ def run(spec: OpSpec, arguments: dict[str, Any], backend: str | None) -> tuple[t
 
 
 def run_with_gradients(
-    spec: OpSpec, arguments: dict[str, Any], backend: str | None
+    spec: OpSpec, arguments: dict[str, Any], backend: str | None, names: tuple[str, ...] = ()
 ) -> tuple[tuple[torch.Tensor, ...], Tensors]:
-    """Outputs, and gradients of all differentiable leaves for random pulls on all outputs."""
+    """Outputs, and gradients of all differentiable leaves for random pulls on all outputs.
+
+    Args:
+        spec: of the public function.
+        arguments: of the public function.
+        backend: that is to run.
+        names: arguments that get gradients instead of the spec's differentiable ones.
+    """
     tracked: Tensors = {}
+    names = names or spec.differentiable
 
     def track(path: str, tensor: torch.Tensor) -> torch.Tensor:
-        if path.partition(".")[0] in spec.differentiable and tensor.is_floating_point():
+        if path.partition(".")[0] in names and tensor.is_floating_point():
             tensor = tracked[path] = tensor.detach().requires_grad_()
         return tensor
 

@@ -117,6 +117,37 @@ def test_zero_gradients_are_the_named_ones(spec: Any) -> None:
     assert checks.vanishing(wanted) == set(spec.zero_gradients)
 
 
+@parametrize(
+    [
+        Trial(spec, spec.tests[0], backend)
+        for spec in specs()
+        for backend in checks.backends(spec.op)
+        if not spec.differentiable
+    ]
+)
+def test_no_gradient_is_lost_in_silence(trial: Trial, request: pytest.FixtureRequest) -> None:
+    """An op that promises no gradients returns what has none, or gives the right ones all the same."""
+    if (trial.spec.name, trial.backend) == ("propagation", "cpu"):
+        request.applymarker(
+            pytest.mark.xfail(strict=True, reason="the operator has no autograd registration")
+        )
+    spec, arguments = trial.spec, checks.arguments_of(trial)
+    names = tuple(
+        key
+        for key, value in arguments.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    )
+    tracked = checks.map_tensors(
+        lambda path, t: t.requires_grad_() if path in names else t, checks.arguments_of(trial)
+    )
+    if not any(output.requires_grad for output in checks.run(spec, tracked, trial.backend)):
+        return
+    _, found = checks.run_with_gradients(spec, arguments, trial.backend, names)
+    _, wanted = checks.run_with_gradients(spec, checks.cast_up(arguments), "reference", names)
+    for path, gradient in found.items():
+        assert checks.difference(gradient, wanted[path]) <= 5e-5, f"gradient of {path}"  # the ceiling of fp32
+
+
 @pytest.mark.parametrize("layout", [checks.gapped, checks.transposed], ids=["gapped", "transposed"])
 @parametrize(small_trials())
 def test_views(trial: Trial, layout: Any) -> None:
