@@ -11,6 +11,7 @@ from torch import nn
 
 from glass_fast.errors import ConfigError
 from glass_fast.kernels.mlp_decoder import mlp_decoder
+from glass_fast.models.op_module import OpModule
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class MLPDecoderConfig:
         return asdict(self)
 
 
-class MLPDecoder(nn.Module):
+class MLPDecoder(OpModule):
     """Slots -> features of every patch, mixed by alpha masks.
 
     State-dict keys: ``pos_embed`` (1, patches, slot_size) and ``decoder.{0,2,4,6}`` (linear layers).
@@ -59,15 +60,15 @@ class MLPDecoder(nn.Module):
     """
 
     def __init__(self, config: MLPDecoderConfig | None = None, backend: str | None = None) -> None:
-        super().__init__()
+        super().__init__("mlp_decoder", backend)
         self.config = config = config or MLPDecoderConfig()
-        self.backend = backend
         self.pos_embed = nn.Parameter(torch.empty(1, config.num_patches, config.slot_size))
         sizes = [config.slot_size, *[config.hidden_size] * config.hidden_layers, config.feature_size + 1]
         layers: list[nn.Module] = []
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.decoder = nn.Sequential(*layers[:-1])
+        self.choose_backend()
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -94,6 +95,6 @@ class MLPDecoder(nn.Module):
         positions = self.pos_embed[0] if patches is None else self.pos_embed[0, patches]
         layers = [(layer.weight, layer.bias) for layer in self.decoder if isinstance(layer, nn.Linear)]
         result: tuple[torch.Tensor, torch.Tensor] = mlp_decoder(
-            slots, positions, layers, active=active, backend=self.backend
+            slots, positions, layers, active=active, backend=self.chosen
         )
         return result

@@ -11,6 +11,7 @@ from torch import nn
 
 from glass_fast.errors import ConfigError
 from glass_fast.kernels.slot_attention import SlotAttentionWeights, slot_attention
+from glass_fast.models.op_module import OpModule
 
 MAX_SLOTS = 64
 
@@ -94,7 +95,7 @@ class CartesianPosition(nn.Module):
         return self.projection(grid).flatten(2).transpose(1, 2)
 
 
-class SlotAttention(nn.Module):
+class SlotAttention(OpModule):
     """Slots from features (GLASS section 3, method notes 3).
 
     Args:
@@ -103,9 +104,8 @@ class SlotAttention(nn.Module):
     """
 
     def __init__(self, config: SlotAttentionConfig | None = None, backend: str | None = None) -> None:
-        super().__init__()
+        super().__init__("slot_attention", backend)
         self.config = config = config or SlotAttentionConfig()
-        self.backend = backend
         inputs, width = config.input_size, config.slot_size
         self.pos = CartesianPosition(inputs, config.input_resolution)
         self.in_layer_norm = nn.LayerNorm(inputs)
@@ -128,6 +128,7 @@ class SlotAttention(nn.Module):
         self.out_linear = nn.Linear(width, config.out_size)
         if config.init_mlp:
             self.bbox_mlp = nn.Sequential(nn.Linear(4, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+        self.choose_backend()
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -258,6 +259,6 @@ class SlotAttention(nn.Module):
             epsilon=self.config.epsilon,
             active=active,
             bi_level=self.config.bi_level,
-            backend=self.backend,
+            backend=self.chosen,
         )
         return slots, self.out_linear(self.out_layer_norm(slots)), masks
