@@ -166,10 +166,10 @@ def chart(rows: Sequence[Row], title: str) -> str:
         drawn = str(
             bar_chart(
                 bars,
-                f"{name}, {mine[0].case}, over {mine[0].ratio_to}",
+                f"{name} over {mine[0].ratio_to}, {_shorten(mine[0].case)}",
                 digits=2,
                 width=_WIDTH,
-                label_width=190,
+                label_width=240,
             )
         )
         found = re.search(r'viewBox="0 0 \d+ (\d+)"', drawn)
@@ -184,6 +184,10 @@ def chart(rows: Sequence[Row], title: str) -> str:
         + "\n".join(panels)
         + "\n</svg>\n"
     )
+
+
+def _shorten(case: str) -> str:
+    return case if len(case) <= 48 else case[:47] + "…"
 
 
 def _bar(row: Row) -> Bar:

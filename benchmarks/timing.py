@@ -6,7 +6,12 @@ paired: they compare samples of the same round. All percentiles are over rounds.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
+import os
+import select
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +23,7 @@ AT_LEAST = 2e-3
 ROUNDS = 20
 _FLUSH_BYTES = 256 * 2**20
 _COPY_BYTES = 256 * 2**20
+_FORK_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -154,8 +160,9 @@ def ratios(
 def peak_memory(call: Callable[[], Any], device: str) -> tuple[int | None, str]:
     """Most memory in use during a call beyond what was in use before, and how it was measured.
 
-    CUDA: torch's allocator. Linux: growth of the resident set, after the heap's free pages went back to the system;
-    so memory that native code allocates by itself counts too, rounded to pages. Elsewhere: None.
+    CUDA: torch's allocator. Linux: growth of the resident set of a forked process on one thread, in which the heap
+    gives every freed block of 64 KiB or more back at once. So scratch memory that native code allocates by itself
+    counts, to the page, and blocks that are kept for later do not. Elsewhere, and when the fork fails: None.
     """
     if device == "cuda":
         import torch
@@ -166,19 +173,39 @@ def peak_memory(call: Callable[[], Any], device: str) -> tuple[int | None, str]:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before, "torch CUDA allocator"
-    import ctypes
-    import gc
+    if not hasattr(os, "fork") or not Path("/proc/self/clear_refs").exists():
+        return None, ""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, str(_resident_peak(call)).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    ready, _, _ = select.select([reader], [], [], _FORK_SECONDS)
+    text = os.read(reader, 32) if ready else b""
+    os.close(reader)
+    if not text:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return (int(text), "resident set, 1 thread") if text else (None, "")
 
+
+def _resident_peak(call: Callable[[], Any]) -> int:
+    """In a process of its own: the growth of resident memory during a call."""
+    import torch
+
+    torch.set_num_threads(1)  # threads of a pool do not survive a fork
+    heap = ctypes.CDLL(None)
+    heap.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
     call()  # what a first call keeps for later ones is not part of the peak
     gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-        before = _resident("VmRSS")
-        call()
-        return max(_resident("VmHWM") - before, 0), "resident set"
-    except (OSError, AttributeError, LookupError):
-        return None, ""
+    heap.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _resident("VmRSS")
+    call()
+    return max(_resident("VmHWM") - before, 0)
 
 
 def _resident(field: str) -> int:
