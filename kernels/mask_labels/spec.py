@@ -22,7 +22,11 @@ def _case(
 
 
 def _make(case: Case, dtype: torch.dtype, device: str, seed: int) -> dict[str, Any]:
-    """Values in [0, 1], smooth as attention maps are; ``padding`` marks every third map, and fills it with NaN."""
+    """Values in [0, 1], smooth as attention maps are.
+
+    ``padding`` marks every third map and fills it with NaN; ``twins`` makes every second map equal to the one
+    before, so that the order of the classes decides every pixel.
+    """
     batch, classes, rows, columns, height, width = (case.sizes[letter] for letter in LETTERS)
     draw = torch.Generator().manual_seed(seed)
     coarse = torch.rand(batch * classes, 1, 5, 5, generator=draw, dtype=torch.float64)
@@ -31,6 +35,8 @@ def _make(case: Case, dtype: torch.dtype, device: str, seed: int) -> dict[str, A
         smooth = functional.interpolate(coarse, size=(rows, columns), mode="bilinear", align_corners=False)
         maps = smooth.view(batch, classes, rows, columns)
     labels = torch.randint(1, 255, (batch, classes), generator=draw, dtype=torch.uint8)
+    if case.options.get("twins"):
+        maps[:, 1::2] = maps[:, : 2 * (classes // 2) : 2]
     if case.options.get("padding"):
         labels[:, 2::3] = 0
         maps[:, 2::3] = torch.nan
@@ -105,7 +111,7 @@ SPEC = OpSpec(
         _case((1, 4, 32, 32, 511, 513)), _case((2, 3, 1, 13, 7, 127)), _case((1, 3, 33, 31, 1, 700)),
         _case((2, 4, 9, 9, 65, 63), (0.0, -1.0)), _case((2, 4, 9, 9, 65, 63), (2.0, 0.5)),
         _case((2, 4, 9, 9, 65, 63), (0.5, 0.5), padding=True), _case((0, 3, 4, 4, 8, 8)), _case((2, 0, 4, 4, 8, 8)),
-        _case((2, 3, 8, 8, 24, 24), padding=True),
+        _case((2, 6, 8, 8, 24, 24), twins=True),
     ),
     benchmarks=(_case((8, 5, 32, 32, 512, 512)),),
     make=_make,
