@@ -41,7 +41,7 @@ def _slot_attention(
     if save:  # SavedLayout in csrc/core/slot_attention_layout.h
         columns = batch * ((count + 7) // 8 * 8)
         features = 7 * width + weights[14].shape[0] + 2 * heads * channels
-        size = iterations * (columns * features + batch * heads * count * (tokens + 1))
+        size = iterations * (columns * features + batch * heads * count * (tokens + 1)) + 2 * batch * tokens
     return (
         slots.new_empty(slots.shape),
         inputs.new_empty((batch, count, tokens)),

@@ -12,30 +12,49 @@ namespace glass_fast {
 // slot needs per feature is then a plain vector operation, and no weight has to be transposed or packed.
 inline constexpr int64_t kColumnAlign = 16;
 
+// A sum over tokens is kept as this many partial sums, which lie side by side.
+inline constexpr int64_t kPartialSums = 16;
+
+// A tile of `count` rows (slots) and `tokens` <= stride columns, with the scale of each token.
+struct AttendTile {
+  int64_t count, tokens, stride;
+  const float* scales;
+};
+
 struct Dense {
   const char* name;
 
-  // out[n] = LayerNorm(x[n]) * weight + bias for `rows` rows of `width`, eps 1e-5.
-  void (*layer_norm_rows)(const float* x, int64_t rows, int64_t width, const float* weight, const float* bias,
-                          float* out);
-  // Gradient of layer_norm_rows: to_x is overwritten, to_weight and to_bias (width) are added to.
+  // Mean and 1 / sqrt(variance + 1e-5) of `rows` rows of `width`.
+  void (*row_moments)(const float* x, int64_t rows, int64_t width, float* means, float* scales);
+  // Gradient of LayerNorm(x[n]) * weight + bias: to_x is overwritten, to_weight and to_bias (width) are added to.
   void (*layer_norm_rows_backward)(const float* x, const float* pull, int64_t rows, int64_t width,
                                    const float* weight, float* to_x, float* to_weight, float* to_bias);
-  // out[q * out_stride + n] = x[n] . queries[q], for `rows` rows and `count` queries of `width`.
-  void (*rows_dot)(const float* x, int64_t rows, int64_t width, const float* queries, int64_t count, float* out,
-                   int64_t out_stride);
-  // sums[q] += sum over n of coefficients[q * stride + n] * x[n]; sums (count, width).
-  void (*rows_accumulate)(const float* x, int64_t rows, int64_t width, const float* coefficients, int64_t stride,
-                          int64_t count, float* sums);
+  // out[q * out_stride + n] = (x[n] - means[n]) . queries[q], for `rows` rows and `count` queries of `width`; means
+  // may be nullptr: 0.
+  void (*rows_dot)(const float* x, int64_t rows, int64_t width, const float* means, const float* queries,
+                   int64_t count, float* out, int64_t out_stride);
+  // sums[q] += sum over n of coefficients[q * stride + n] * (x[n] - means[n]); sums (count, width), means needed.
+  void (*rows_accumulate)(const float* x, int64_t rows, int64_t width, const float* means,
+                          const float* coefficients, int64_t stride, int64_t count, float* sums);
   // out[n] = sum over t of coefficients[n * row_step + t * term_step] * terms[t * term_stride], n < rows, t <
   // count; out (rows, width) contiguous.
   void (*rows_combine)(const float* coefficients, int64_t row_step, int64_t term_step, const float* terms,
                        int64_t term_stride, int64_t count, int64_t width, int64_t rows, float* out);
-  // Softmax over `count` rows, for each of `tokens` columns; rows whose `active` is 0 get 0 (nullptr: all active).
-  void (*softmax_slots)(float* logits, int64_t stride, int64_t count, int64_t tokens, const uint8_t* active);
-  // pull = attention * (pull - sum over rows of attention * pull), for each of `tokens` columns.
-  void (*softmax_slots_backward)(const float* attention, int64_t attention_stride, float* pull, int64_t stride,
-                                 int64_t count, int64_t tokens);
+  // Attention of a tile of tokens; tile (count, stride) holds dot products, and attention afterwards.
+  //   logits = tile * scales + offsets; attention = softmax over the rows; inactive rows get 0
+  //   weighted = (attention + epsilon) * scales; totals (count, kPartialSums) += attention + epsilon
+  void (*attend)(const AttendTile& shape, const uint8_t* active, const float* offsets, float epsilon, float* tile,
+                 float* weighted, float* totals);
+  // Its gradient through the softmax; tile holds dot products of tokens and pulls, and pulls on the logits
+  // afterwards.
+  //   shares[q] = (attention + epsilon) / totals; pull = (tile * scales + offsets - means) / totals + given
+  //   tile = attention * (pull - sum over rows of attention * pull)
+  //   weighted = tile * scales; sums (count, kPartialSums) += tile
+  // attention, shares and given have rows of `row` floats; given holds one row for `heads` rows of the tile, or is
+  // nullptr: 0.
+  void (*attend_backward)(const AttendTile& shape, const float* attention, const float* given, int64_t heads,
+                          int64_t row, const float* offsets, const float* means, const float* totals, float epsilon,
+                          float* tile, float* shares, float* weighted, float* sums);
 
   // out[o] = bias[o] + sum over k < depth of weight[o * out_step + k * in_step] * x[k]; bias may be nullptr;
   // `add`: added to what is there. x (depth, columns), out (outs, columns).

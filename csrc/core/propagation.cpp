@@ -23,7 +23,7 @@ struct Image {
   int64_t chunks() const { return (tokens + kChunk - 1) / kChunk; }
   void refine(int64_t chunk, const float* maps, float* refined) const {
     const int64_t row = chunk * kChunk;
-    d.rows_dot(self_map + row * tokens, std::min(kChunk, tokens - row), tokens, maps, classes, refined + row,
+    d.rows_dot(self_map + row * tokens, std::min(kChunk, tokens - row), tokens, nullptr, maps, classes, refined + row,
                tokens);
   }
 };

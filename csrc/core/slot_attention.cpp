@@ -1,11 +1,11 @@
 #include "core/slot_attention.h"
 
-#include <array>
 #include <vector>
 
 #include "core/dense.h"
 #include "core/parallel.h"
 #include "core/slot_attention_layout.h"
+#include "core/slot_attention_tokens.h"
 
 namespace glass_fast {
 
@@ -19,7 +19,8 @@ class Forward {
         w_(weights),
         epsilon_(epsilon),
         most_(n, 0, images),
-        tokens_(images * n.N * n.C),
+        means_(images * n.N),
+        scales_(images * n.N),
         slots_(n.D * most_.width),
         normed_(n.D * most_.width),
         queries_(n.D * most_.width),
@@ -30,15 +31,18 @@ class Forward {
         hidden_(n.H * most_.width),
         query_rows_(n.queries * n.C),
         read_rows_(n.queries * n.C),
-        attention_(n.queries * kTokenTile) {}
+        attention_(n.queries * kTokenTile),
+        totals_(n.queries),
+        factors_(n.queries),
+        active_queries_(static_cast<size_t>(n.queries)),
+        normed_tokens_(n.queries, n.C) {}
 
   void run(const SlotGroup& group, const float* inputs, const float* slots, const uint8_t* active, float* out_slots,
            float* attention, float* saved) {
     const SavedLayout at(n_);
     const int64_t width = group.width;
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(n_.D));
-    d_.layer_norm_rows(inputs + group.first * n_.N * n_.C, group.images * n_.N, n_.C, w_.norm_inputs_weight,
-                       w_.norm_inputs_bias, tokens_);
+    const float* tokens = inputs + group.first * n_.N * n_.C;
     std::memset(slots_, 0, sizeof(float) * static_cast<size_t>(n_.D * width));
     std::memset(reads_, 0, sizeof(float) * static_cast<size_t>(n_.heads * n_.C * width));  // also its padding
     for (int64_t i = 0; i < group.images; ++i)
@@ -61,14 +65,13 @@ class Forward {
         const int64_t image = group.first + i;
         rows_from_columns(absorbed_ + i * n_.padded, width, n_.S, n_.heads, n_.C, query_rows_);
         float* maps = saved ? saved + at.attention + (image * n_.T + t) * n_.queries * n_.N : nullptr;
-        std::array<float, 64> few;
-        std::vector<float> many(n_.queries > 64 ? static_cast<size_t>(n_.queries) : 0);
-        float* totals = n_.queries > 64 ? many.data() : few.data();
-        stream(tokens_ + i * n_.N * n_.C, active ? active + image * n_.S : nullptr, maps, totals,
+        normed_tokens_.image(tokens + i * n_.N * n_.C, means_ + i * n_.N, scales_ + i * n_.N, w_.norm_inputs_weight,
+                             w_.norm_inputs_bias);
+        stream(t == 0 ? tokens + i * n_.N * n_.C : nullptr, i, active ? active + image * n_.S : nullptr, maps,
                last ? attention + image * n_.S * n_.N : nullptr);
         columns_from_rows(read_rows_, n_.S, n_.heads, n_.C, reads_ + i * n_.padded, width);
         if (saved) {
-          std::memcpy(saved + at.totals + (image * n_.T + t) * n_.queries, totals,
+          std::memcpy(saved + at.totals + (image * n_.T + t) * n_.queries, totals_,
                       static_cast<size_t>(n_.queries) * sizeof(float));
           save_rows(query_rows_, saved + at.absorbed, image, t);
           save_rows(read_rows_, saved + at.reads, image, t);
@@ -76,47 +79,45 @@ class Forward {
       }
       update(group, keep, at);
     }
+    if (saved) {
+      const size_t bytes = static_cast<size_t>(group.images * n_.N) * sizeof(float);
+      std::memcpy(saved + at.means + group.first * n_.N, means_, bytes);
+      std::memcpy(saved + at.scales + group.first * n_.N, scales_, bytes);
+    }
     for (int64_t i = 0; i < group.images; ++i)
       rows_from_columns(slots_ + i * n_.padded, width, n_.S, 1, n_.D, out_slots + (group.first + i) * n_.S * n_.D);
   }
 
  private:
   // Reads the tokens of one image once: attention of a tile, and the tile's part of every slot's weighted sum.
-  void stream(const float* tokens, const uint8_t* active, float* maps, float* totals, float* attention) {
+  // `fresh`: its tokens, when their moments are not known yet.
+  void stream(const float* fresh, int64_t i, const uint8_t* active, float* maps, float* attention) {
     const int64_t queries = n_.queries;
-    std::vector<uint8_t> active_queries;
     if (active && n_.heads > 1) {
-      active_queries.resize(static_cast<size_t>(queries));
-      for (int64_t q = 0; q < queries; ++q) active_queries[static_cast<size_t>(q)] = active[q / n_.heads];
-      active = active_queries.data();
+      for (int64_t q = 0; q < queries; ++q) active_queries_[static_cast<size_t>(q)] = active[q / n_.heads];
+      active = active_queries_.data();
     }
-    std::fill(totals, totals + queries, 0.0f);
     std::memset(read_rows_, 0, static_cast<size_t>(queries * n_.C) * sizeof(float));
+    normed_tokens_.fold(query_rows_);
     for (int64_t first = 0; first < n_.N; first += kTokenTile) {
       const int64_t count = std::min(kTokenTile, n_.N - first);
-      const float* tile = tokens + first * n_.C;
-      d_.rows_dot(tile, count, n_.C, query_rows_, queries, attention_, kTokenTile);
-      d_.softmax_slots(attention_, kTokenTile, queries, count, active);
-      for (int64_t q = 0; q < queries; ++q) {
-        float* share = attention_ + q * kTokenTile;
-        if (maps) std::memcpy(maps + q * n_.N + first, share, static_cast<size_t>(count) * sizeof(float));
-        if (attention) {
-          float* out = attention + q / n_.heads * n_.N + first;
-          for (int64_t i = 0; i < count; ++i) out[i] = q % n_.heads == 0 ? share[i] : out[i] + share[i];
-        }
-        float total = 0;
-        for (int64_t i = 0; i < count; ++i) {
-          share[i] += epsilon_;
-          total += share[i];
-        }
-        totals[q] += total;
+      if (fresh)
+        d_.row_moments(fresh + first * n_.C, count, n_.C, means_ + i * n_.N + first, scales_ + i * n_.N + first);
+      normed_tokens_.dot(first, count, attention_);
+      d_.attend(normed_tokens_.tile(first, count), active, normed_tokens_.offsets(), epsilon_, attention_,
+                normed_tokens_.weighted(), normed_tokens_.partial_sums());
+      normed_tokens_.accumulate(first, count, read_rows_);
+      for (int64_t q = 0; q < queries && (maps || attention); ++q) {
+        const float* value = attention_ + q * kTokenTile;
+        if (maps) std::memcpy(maps + q * n_.N + first, value, static_cast<size_t>(count) * sizeof(float));
+        if (!attention) continue;
+        float* out = attention + q / n_.heads * n_.N + first;
+        for (int64_t i = 0; i < count; ++i) out[i] = q % n_.heads == 0 ? value[i] : out[i] + value[i];
       }
-      d_.rows_accumulate(tile, count, n_.C, attention_, kTokenTile, queries, read_rows_);
     }
-    for (int64_t q = 0; q < queries; ++q) {
-      const float factor = 1.0f / totals[q];
-      for (int64_t c = 0; c < n_.C; ++c) read_rows_[q * n_.C + c] *= factor;
-    }
+    normed_tokens_.sums(totals_);
+    for (int64_t q = 0; q < queries; ++q) factors_[q] = 1.0f / totals_[q];
+    normed_tokens_.finish(totals_, factors_, read_rows_);
   }
 
   // What the slots read -> value projection, GRU, MLP; slots_ becomes the next state.
@@ -154,8 +155,10 @@ class Forward {
   const SlotAttentionTensors<const float*>& w_;
   const float epsilon_;
   const SlotGroup most_;
-  const Floats tokens_, slots_, normed_, queries_, absorbed_, reads_, gates_, hidden_gates_, hidden_, query_rows_,
-      read_rows_, attention_;
+  const Floats means_, scales_, slots_, normed_, queries_, absorbed_, reads_, gates_, hidden_gates_, hidden_,
+      query_rows_, read_rows_, attention_, totals_, factors_;
+  std::vector<uint8_t> active_queries_;
+  NormedTokens normed_tokens_;
 };
 
 }  // namespace

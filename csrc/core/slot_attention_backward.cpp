@@ -1,10 +1,10 @@
-#include <array>
 #include <vector>
 
 #include "core/dense.h"
 #include "core/parallel.h"
 #include "core/slot_attention.h"
 #include "core/slot_attention_layout.h"
+#include "core/slot_attention_tokens.h"
 
 namespace glass_fast {
 
@@ -64,7 +64,6 @@ class Backward {
         at_(n),
         p_(pulls),
         most_(n, 0, images),
-        tokens_(images * n.N * n.C),
         pull_(n.D * most_.width),
         slots_(n.D * most_.width),
         next_(n.D * most_.width),
@@ -82,12 +81,16 @@ class Backward {
         terms_(images * a.steps * 2 * n.queries * n.C),
         to_absorbed_rows_(n.queries * n.C),
         tile_(n.queries * kTokenTile),
-        to_tokens_(kTokenTile * n.C) {}
+        to_tokens_(kTokenTile * n.C),
+        pull_means_(n.queries),
+        pull_sums_(n.queries),
+        ones_(n.queries),
+        normed_tokens_(n.queries, n.C) {
+    std::fill(ones_.get(), ones_ + n.queries, 1.0f);
+  }
 
   void run(const SlotGroup& group) {
     const int64_t D = n_.D, width = group.width;
-    d_.layer_norm_rows(a_.inputs + group.first * n_.N * n_.C, group.images * n_.N, n_.C, w_.norm_inputs_weight,
-                       w_.norm_inputs_bias, tokens_);
     std::memset(pull_, 0, sizeof(float) * static_cast<size_t>(D * width));
     std::memset(to_absorbed_, 0, sizeof(float) * static_cast<size_t>(n_.heads * n_.C * width));
     for (int64_t i = 0; i < group.images; ++i)
@@ -175,7 +178,8 @@ class Backward {
   // What the tokens themselves get is kept as coefficients: one product at the end makes it for all iterations.
   void stream(const SlotGroup& group, int64_t i, int64_t t, int64_t k) {
     const int64_t queries = n_.queries, C = n_.C, N = n_.N, image = group.first + i;
-    const float* tokens = tokens_ + i * N * C;
+    normed_tokens_.image(a_.inputs + image * N * C, a_.saved + at_.means + image * N,
+                         a_.saved + at_.scales + image * N, w_.norm_inputs_weight, w_.norm_inputs_bias);
     const float* attention = a_.saved + at_.attention + (image * n_.T + t) * queries * N;
     const float* totals = a_.saved + at_.totals + (image * n_.T + t) * queries;
     const int64_t row = (t * n_.columns + image * n_.padded) * n_.heads;
@@ -189,36 +193,25 @@ class Backward {
     std::memset(to_absorbed_rows_, 0, static_cast<size_t>(queries * C) * sizeof(float));
 
     // Normalising over tokens: each token's pull loses the mean, which is read . pull, so no pass is needed for it.
-    std::vector<float> means(static_cast<size_t>(queries)), factors(static_cast<size_t>(queries));
     for (int64_t q = 0; q < queries; ++q) {
       float mean = 0;
       for (int64_t c = 0; c < C; ++c) mean += reads[q * C + c] * to_reads[q * C + c];
-      means[static_cast<size_t>(q)] = mean;
-      factors[static_cast<size_t>(q)] = 1.0f / totals[q];
+      pull_means_[q] = mean;
     }
-    const bool last = t == n_.T - 1;
+    normed_tokens_.fold(to_reads);
+    const float* given = t == n_.T - 1 && a_.pull_attention ? a_.pull_attention + image * n_.S * N : nullptr;
     for (int64_t first = 0; first < N; first += kTokenTile) {
       const int64_t count = std::min(kTokenTile, N - first);
-      d_.rows_dot(tokens + first * C, count, C, to_reads, queries, tile_, kTokenTile);
-      for (int64_t q = 0; q < queries; ++q) {
-        const float mean = means[static_cast<size_t>(q)], factor = factors[static_cast<size_t>(q)];
-        float* pull = tile_ + q * kTokenTile;
-        const float* share = attention + q * N + first;
-        float* coefficient = to_reads_share + q * N + first;
-        for (int64_t m = 0; m < count; ++m) {
-          pull[m] = (pull[m] - mean) * factor;
-          coefficient[m] = (share[m] + a_.epsilon) * factor;
-        }
-        if (last && a_.pull_attention) {
-          const float* given = a_.pull_attention + (image * n_.S + q / n_.heads) * N + first;
-          for (int64_t m = 0; m < count; ++m) pull[m] += given[m];
-        }
-      }
-      d_.softmax_slots_backward(attention + first, N, tile_, kTokenTile, queries, count);
-      d_.rows_accumulate(tokens + first * C, count, C, tile_, kTokenTile, queries, to_absorbed_rows_);
+      normed_tokens_.dot(first, count, tile_);
+      d_.attend_backward(normed_tokens_.tile(first, count), attention + first, given ? given + first : nullptr,
+                         n_.heads, N, normed_tokens_.offsets(), pull_means_, totals, a_.epsilon, tile_,
+                         to_reads_share + first, normed_tokens_.weighted(), normed_tokens_.partial_sums());
+      normed_tokens_.accumulate(first, count, to_absorbed_rows_);
       for (int64_t q = 0; q < queries; ++q)
         std::memcpy(to_logits + q * N + first, tile_ + q * kTokenTile, static_cast<size_t>(count) * sizeof(float));
     }
+    normed_tokens_.sums(pull_sums_);
+    normed_tokens_.finish(pull_sums_, ones_, to_absorbed_rows_);
     columns_from_rows(to_absorbed_rows_, n_.S, n_.heads, C, to_absorbed_ + i * n_.padded, group.width);
     float* kept = p_.to_absorbed + (k * n_.columns + image * n_.padded) * n_.heads * C;
     const size_t real = static_cast<size_t>(queries * C), all = static_cast<size_t>(n_.padded * n_.heads * C);
@@ -248,8 +241,10 @@ class Backward {
   const SavedLayout at_;
   Pulls& p_;
   const SlotGroup most_;
-  const Floats tokens_, pull_, slots_, next_, normed_, to_normed_, products_, gates_, hidden_new_, to_gates_,
-      hidden_, to_hidden_, to_reads_, to_absorbed_, coefficients_, terms_, to_absorbed_rows_, tile_, to_tokens_;
+  const Floats pull_, slots_, next_, normed_, to_normed_, products_, gates_, hidden_new_, to_gates_, hidden_,
+      to_hidden_, to_reads_, to_absorbed_, coefficients_, terms_, to_absorbed_rows_, tile_, to_tokens_, pull_means_,
+      pull_sums_, ones_;
+  NormedTokens normed_tokens_;
 };
 
 // Gradient of one weight matrix, or of a band of it: out[o] = sum over slots r of pull[o][r] * input[r].

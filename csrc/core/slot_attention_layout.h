@@ -81,7 +81,8 @@ struct SavedLayout {
   int64_t slots, updates, gates, hidden_new, queries, hidden;  // columns parts
   int64_t reads, absorbed;                                     // rows parts
   int64_t attention;                                           // (batch, iterations, queries, tokens)
-  int64_t totals;  // (batch, iterations, queries): sum over tokens of attention + epsilon
+  int64_t totals;         // (batch, iterations, queries): sum over tokens of attention + epsilon
+  int64_t means, scales;  // (batch, tokens), of the input norm
   int64_t size;
 
   explicit SavedLayout(const SlotLayout& n) : stride(n.T * n.columns) {
@@ -101,6 +102,8 @@ struct SavedLayout {
     absorbed = take(stride * n.heads * n.C);
     attention = take(n.B * n.T * n.queries * n.N);
     totals = take(n.B * n.T * n.queries);
+    means = take(n.B * n.N);
+    scales = take(n.B * n.N);
     size = at;
   }
 };
