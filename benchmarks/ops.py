@@ -28,6 +28,9 @@ from glass_fast.kernels.spec import Case, OpSpec, load_specs
 
 Mode = Literal["forward", "full"]
 SEED = 0
+SLACK, SLACK_AT_MOST = 4.0, 1e-2
+"""Where the textbook form itself misses a tolerance in the job's dtype, this many times its error is allowed, up to the
+second number. In large decoders float32 rounding moves some of the 10^7 pre-activations across the kink of ReLU."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,10 @@ def backward_call(job: Job, arguments: dict[str, Any], forward: Callable[[], Any
 
 def reference_result(job: Job) -> tuple[Any, dict[str, Tensor]]:
     """Outputs and gradients of the ``reference`` backend in float64, on the very values that providers get."""
-    arguments = job.arguments("float64")
+    return _run_reference(job, job.arguments("float64"))
 
+
+def _run_reference(job: Job, arguments: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
     def forward() -> Any:
         return job.spec.function(**arguments, backend="reference")
 
@@ -179,18 +184,38 @@ def _difference(
     if spec.compare is not None:
         wanted = spec.function(**job.arguments(), backend="reference")
         return spec.compare(arguments, result, wanted) or ""
-    pairs = list(zip(named_tensors(result), named_tensors(expected[0]), strict=True))
-    for index, ((_, found), (_, wanted)) in enumerate(pairs):
-        error = relative_error(found.detach(), wanted.detach())
-        if error > limit.forward:
-            return f"{spec.outputs[index]}: relative error {error:.3g}; at most {limit.forward:g} is allowed"
+    limits = dict.fromkeys(spec.outputs, limit.forward)
+    limits |= {name: limit.gradient for name in expected[1]}
+    found = _errors(job, result, gradients, expected)
+    over = {name: error for name, error in found.items() if error > limits[name]}
+    if over:
+        own = _textbook_errors(job, expected)
+        limits = {name: max(limits[name], min(SLACK * own[name], SLACK_AT_MOST)) for name in over}
+    return "; ".join(
+        f"{name}: relative error {error:.3g}; at most {limits[name]:.2g} is allowed"
+        for name, error in over.items()
+        if error > limits[name]
+    )
+
+
+def _errors(
+    job: Job, result: Any, gradients: Mapping[str, Tensor], expected: tuple[Any, dict[str, Tensor]]
+) -> dict[str, float]:
+    """Relative error of every output and gradient."""
+    pairs = zip(job.spec.outputs, named_tensors(result), named_tensors(expected[0]), strict=True)
+    found = {name: relative_error(a.detach(), b.detach()) for name, (_, a), (_, b) in pairs}
     largest = max((float(g.square().mean().sqrt()) for g in expected[1].values() if g.numel()), default=0.0)
     for name, wanted in expected[1].items():
-        scale = largest if name in spec.zero_gradients else None
-        error = relative_error(gradients[name], wanted, scale)
-        if error > limit.gradient:
-            return f"gradient of {name}: relative error {error:.3g}; at most {limit.gradient:g} is allowed"
-    return ""
+        scale = largest if name in job.spec.zero_gradients else None
+        found[name] = relative_error(gradients[name], wanted, scale)
+    return found
+
+
+def _textbook_errors(job: Job, expected: tuple[Any, dict[str, Tensor]]) -> dict[str, float]:
+    """Errors of the ``reference`` backend in the job's own dtype."""
+    arguments = job.arguments()
+    result, gradients = _run_reference(job, arguments)
+    return _errors(job, result, gradients, expected)
 
 
 def measure(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import baselines
+from benchmarks import baselines, ops
 from benchmarks.baselines import BASELINE, OURS, Provider, providers
 from benchmarks.ops import Job, measure, problem, reference_result, relative_error, rows_of, work_of
 from benchmarks.schema import OK, SKIPPED, WRONG
@@ -85,6 +85,18 @@ def test_a_provider_with_wrong_gradients_gets_no_time() -> None:
     assert problem(job, Provider("halved", OURS, prepare), reference_result(job)).startswith(
         "gradient of inputs"
     )
+
+
+def test_the_tolerance_grows_only_where_the_textbook_form_misses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = small("slot_attention")
+    expected = reference_result(job)
+    assert "at most 1e-05" in problem(job, off_by(1e-3, job), expected)
+    own = {"slots": 5e-4, "attention": 0.0}
+    monkeypatch.setattr(ops, "_textbook_errors", lambda job, expected: own)
+    assert problem(job, off_by(1e-3, job), expected) == ""
+    assert "at most 0.002" in problem(job, off_by(3e-3, job), expected)
+    own["slots"] = 1.0
+    assert "at most 0.01" in problem(job, off_by(0.02, job), expected)
 
 
 def test_not_a_number_and_other_shapes_are_wrong() -> None:
