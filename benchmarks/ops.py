@@ -185,7 +185,7 @@ def _difference(
         wanted = spec.function(**job.arguments(), backend="reference")
         return spec.compare(arguments, result, wanted) or ""
     limits = dict.fromkeys(spec.outputs, limit.forward)
-    limits |= {name: limit.gradient for name in expected[1]}
+    limits |= dict.fromkeys(map(_gradient_of, expected[1]), limit.gradient)
     found = _errors(job, result, gradients, expected)
     over = {name: error for name, error in found.items() if error > limits[name]}
     if over:
@@ -207,8 +207,13 @@ def _errors(
     largest = max((float(g.square().mean().sqrt()) for g in expected[1].values() if g.numel()), default=0.0)
     for name, wanted in expected[1].items():
         scale = largest if name in job.spec.zero_gradients else None
-        found[name] = relative_error(gradients[name], wanted, scale)
+        found[_gradient_of(name)] = relative_error(gradients[name], wanted, scale)
     return found
+
+
+def _gradient_of(name: str) -> str:
+    """An output and an argument may share their name."""
+    return f"gradient of {name}"
 
 
 def _textbook_errors(job: Job, expected: tuple[Any, dict[str, Tensor]]) -> dict[str, float]:
