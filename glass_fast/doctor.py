@@ -19,6 +19,7 @@ from glass_fast.errors import GlassError
 ENVIRONMENT_VARIABLES = (
     "GLASS_FAST_BACKENDS",
     "GLASS_FAST_BUILD",
+    "GLASS_FAST_CPU",
     "GLASS_FAST_FAULT",
     "GLASS_FAST_NATIVE",
     "GLASS_FAST_REAL_DATA",
@@ -142,6 +143,7 @@ def collect() -> dict[str, Any]:
             **native.build_info(),
             "torch_ops": ops_missing or "loaded",
             "numpy_module": core if isinstance(core, str) else "loaded",
+            "instruction_set": None if isinstance(core, str) else core.instruction_set(),
         },
         "torchvision": _torchvision(),
         "gpu": gpu,
@@ -178,6 +180,8 @@ def render(report: dict[str, Any]) -> str:
     else:
         lines.append(f"  not built: {built.get('reason')}")
     lines += [f"  torch operators: {built['torch_ops']}", f"  numpy module: {built['numpy_module']}"]
+    if built["instruction_set"]:
+        lines.append(f"  dense kernels: {built['instruction_set']}")
     lines += ["", "operators (* = chosen, in order of preference)"]
     for op, entry in report["ops"].items():
         if entry.get("error"):

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "core/dense.h"
 #include "core/mask_labels.h"
 #include "core/matching.h"
 #include "core/propagation.h"
@@ -154,6 +155,9 @@ PYBIND11_MODULE(_core, m) {
         py::arg("threshold"), py::arg("uncertain_threshold"), py::arg("threads") = 1,
         "Label image uint8 (batch, height, width) from class maps float32 (batch, classes, h, w).\n\n"
         "labels: uint8 (batch, classes), 0 = padding. Raises ValueError for NaN, infinite values or label 255.");
+  m.def(
+      "instruction_set", [] { return glass_fast::dense().name; },
+      "Instruction set that the dense kernels use here: avx512, avx2 or base.");
   m.def("propagation", &propagation, py::arg("self_map"), py::arg("class_maps"), py::arg("tau"),
         py::arg("threads") = 1,
         "self_map ** tau @ class_maps, float32 (batch, tokens, classes).\n\n"

@@ -73,7 +73,7 @@ def test_a_broken_op_does_not_hide_the_others(monkeypatch) -> None:
     monkeypatch.setattr(kernels, "backends", backends)
     report = doctor.collect()
     assert report["ops"]["matching"]["error"] == "ImportError: no module named x"
-    assert report["ops"]["propagation"]["chosen"]["cpu"] == "torch"
+    assert report["ops"]["attention_capture"]["chosen"]["cpu"] == "torch"
     assert "matching: broken: ImportError: no module named x" in doctor.render(report)
 
 
