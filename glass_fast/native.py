@@ -102,6 +102,10 @@ def ops_missing() -> str | None:
     return _load_ops()
 
 
+# A constant of a compiled graph: tracing it would look for the library's file. See glass_fast.kernels._loaded.
+ops_missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def op(name: str) -> Callable[..., Any]:
     """Operator ``torch.ops.glass_fast.<name>`` whose coded failures arrive as glass-fast's typed errors.
 

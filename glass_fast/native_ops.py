@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glass_fast.errors import NumericsError
+
 
 def register() -> None:
     """Register fakes (for ``torch.compile`` and ``torch.export``) and gradients; once, after the library is loaded."""
@@ -14,6 +16,10 @@ def register() -> None:
         torch.library.register_fake(f"glass_fast::{name}", fake)
     torch.library.register_autograd(
         "glass_fast::slot_attention", _slot_attention_gradient, setup_context=_slot_attention_context
+    )
+    torch.library.register_autograd("glass_fast::slot_attention_backward", _no_second_derivative)
+    torch.library.register_autograd(
+        "glass_fast::propagation", _propagation_gradient, setup_context=_propagation_context
     )
 
 
@@ -94,3 +100,30 @@ def _slot_attention_gradient(
         pull_slots, pull_attention, tokens, weights, active, saved, iterations, heads, epsilon, ctx.bi_level
     )
     return to_inputs, to_slots, to_weights, None, None, None, None, None, None
+
+
+def _no_second_derivative(ctx: Any, *pulls: Any) -> Any:
+    raise NumericsError(
+        "GF-NUM-922",
+        "slot_attention: the native backend has no second derivatives",
+        "use backend='torch' or 'reference' where gradients of gradients are needed",
+    )
+
+
+def _propagation_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    self_map, class_maps, ctx.tau = inputs
+    ctx.save_for_backward(self_map, class_maps)
+
+
+def _propagation_gradient(ctx: Any, pull: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    """Backwards through the passes ``x_k = S x_(k-1)``, whose results are made again."""
+    self_map, class_maps = ctx.saved_tensors
+    states = [class_maps]
+    for _ in range(ctx.tau - 1):
+        states.append(self_map @ states[-1])
+    to_self = torch.zeros_like(self_map) if ctx.needs_input_grad[0] else None
+    for state in reversed(states[: ctx.tau]):
+        if to_self is not None:
+            to_self = to_self + pull @ state.mT
+        pull = self_map.mT @ pull
+    return to_self, pull, None

@@ -74,6 +74,7 @@ class BackendStatus:
     devices: tuple[str, ...]
 
 
+@cache
 def ops() -> tuple[str, ...]:
     """Names of all ops, sorted: the folders with an ``api.py`` on the search path."""
     found = {entry.parent.name for folder in __path__ for entry in Path(folder).glob("*/api.py")}
@@ -191,21 +192,32 @@ def choices() -> dict[str, str]:
 
 def forget() -> None:
     """Drop remembered probes and choices, so that the next call looks again."""
-    for remembered in (_missing, _choose, _load):
+    for remembered in (ops, _missing, _choose):
         remembered.cache_clear()
     _CHOICES.clear()
+    _LOADED.clear()
 
 
 def implementation(
     op: str, device: Any, requested: str | None = None, dtype: Any = "float32"
 ) -> Callable[..., Any]:
     """The chosen backend's callable; same arguments and errors as :func:`choose`."""
-    return _load(op, choose(op, device, requested, dtype))
+    return _LOADED[_loaded(op, device, requested, dtype)]
 
 
-@cache
-def _load(op: str, name: str) -> Callable[..., Any]:
-    return _table(op)[name].load()
+def _loaded(op: str, device: Any, requested: str | None, dtype: Any) -> str:
+    """Key of the chosen backend in ``_LOADED``."""
+    name = choose(op, device, requested, dtype)
+    key = f"{op}:{name}"
+    if key not in _LOADED:
+        _LOADED[key] = _table(op)[name].load()
+    return key
+
+
+# torch.compile takes the key as a constant of the graph instead of tracing the choice, which looks at files and the
+# environment. This is what torch._dynamo.assume_constant_result sets; importing it would import torch.
+_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_LOADED: dict[str, Callable[..., Any]] = {}
 
 
 class _OpNamespace(ModuleType):

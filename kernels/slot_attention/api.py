@@ -140,6 +140,10 @@ def _check(
         raise _wrong(f"iterations={iterations}; expected at least 1")
     if heads < 1 or width % heads:
         raise _wrong(f"heads={heads} does not divide the slot width {width}")
+    if weights.mlp_in_weight.ndim != 2:
+        raise _wrong(
+            f"weights.mlp_in_weight has shape {tuple(weights.mlp_in_weight.shape)}; expected (H, {width})"
+        )
     hidden = weights.mlp_in_weight.shape[0]
     expected = SlotAttentionWeights(
         (channels,), (channels,), (width,), (width,), (width,), (width,), (width, width), (width, channels),
@@ -164,3 +168,5 @@ def _check(
         raise _wrong(
             f"active is {active.dtype} {tuple(active.shape)}; expected bool {tuple(slots.shape[:2])}"
         )
+    if active is not None and active.device != inputs.device:
+        raise _wrong(f"active is on {active.device}; inputs are on {inputs.device}")

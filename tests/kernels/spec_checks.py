@@ -57,7 +57,7 @@ def backends(op: str, dtype: str = "float32", device: str = "cpu") -> tuple[str,
         for backend in table
         if backend.name in available
         and device in backend.devices
-        and (getattr(backend, "dtypes", None) is None or dtype in backend.dtypes)
+        and (backend.dtypes is None or dtype in backend.dtypes)
     ]
     return tuple(sorted(served, key="reference".__eq__))
 
@@ -269,6 +269,9 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function.namespace == "glass_fast":
-            kept = map_tensors(lambda _, t: t.detach().requires_grad_(t.requires_grad), (args, kwargs or {}))
+            first = not str(function).endswith("_backward.default")  # they refuse to be differentiated again
+            kept = map_tensors(
+                lambda _, t: t.detach().requires_grad_(first and t.requires_grad), (args, kwargs or {})
+            )
             self.calls.setdefault(str(function), (function, *kept))
         return function(*args, **(kwargs or {}))

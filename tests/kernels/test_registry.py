@@ -67,11 +67,13 @@ def test_refusal_lists_every_candidate_with_its_reason(fresh_backends) -> None:
 
 def test_choice_is_recorded_and_logged(fresh_backends, caplog) -> None:
     with caplog.at_level("INFO", logger="glass_fast.kernels"):
-        assert kernels.choose("propagation", torch.device("cpu")) == "torch"
-    assert kernels.choices() == {"propagation:cpu": "torch"}
-    assert "propagation" in caplog.text and "torch" in caplog.text
+        assert kernels.choose("attention_capture", torch.device("cpu")) == "torch"
+    assert kernels.choices() == {"attention_capture:cpu": "torch"}
+    assert "attention_capture" in caplog.text and "torch" in caplog.text
     assert kernels.choose("propagation", "cuda:1") == "torch"
     assert kernels.choices()["propagation:cuda"] == "torch"
+    assert kernels.choose("propagation", "cpu", dtype=torch.float64) == "torch"
+    assert kernels.choices()["propagation:cpu:float64"] == "torch"
 
 
 def test_environment_variable_overrides(fresh_backends, monkeypatch) -> None:

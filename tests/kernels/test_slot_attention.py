@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from glass_fast import kernels
+from glass_fast.errors import NumericsError
 from glass_fast.kernels.slot_attention import SlotAttentionWeights
 from tests.kernels import spec_checks as checks
 
@@ -235,3 +236,16 @@ def test_bi_level_passes_the_gradient_of_the_last_iteration_to_the_initial_slots
         kernels.slot_attention(x, before_last, w, 1, backend=backend)[0].sum(), before_last
     )
     assert torch.allclose(gradient, wanted, rtol=0, atol=ROUNDING[dtype])
+
+
+def test_second_derivatives_are_refused_by_the_native_backend_and_given_by_the_others() -> None:
+    w = make_weights(3, 4, 3, torch.float32)
+    x, s = torch.randn(1, 5, 3, requires_grad=True), torch.randn(1, 2, 4)
+    for backend in checks.backends("slot_attention"):
+        out, _ = kernels.slot_attention(x, s, w, 2, backend=backend)
+        (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        if backend == "cpu":
+            with pytest.raises(NumericsError, match="no second derivatives"):
+                gradient.square().sum().backward()
+        else:
+            assert float(torch.autograd.grad(gradient.square().sum(), x)[0].abs().max()) > 0

@@ -125,12 +125,8 @@ def test_zero_gradients_are_the_named_ones(spec: Any) -> None:
         if not spec.differentiable
     ]
 )
-def test_no_gradient_is_lost_in_silence(trial: Trial, request: pytest.FixtureRequest) -> None:
+def test_no_gradient_is_lost_in_silence(trial: Trial) -> None:
     """An op that promises no gradients returns what has none, or gives the right ones all the same."""
-    if (trial.spec.name, trial.backend) == ("propagation", "cpu"):
-        request.applymarker(
-            pytest.mark.xfail(strict=True, reason="the operator has no autograd registration")
-        )
     spec, arguments = trial.spec, checks.arguments_of(trial)
     names = tuple(
         key
@@ -214,22 +210,26 @@ def test_operators_are_registered_in_full(trial: Trial) -> None:
 
 
 COMPILED = [
-    Trial(spec, case, "torch") for spec in specs() for case in spec.tests if "compile" in case.tags
-]  # fmt: skip
+    Trial(spec, case, backend)
+    for spec in specs()
+    for case in spec.tests
+    if "compile" in case.tags
+    for backend in checks.backends(spec.op)
+    if backend in ("torch", "cpu")
+]
 
 
 def check_compiled(trial: Trial, compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The public function as one graph, forward and (where it has one) backward."""
+    """The public function as one graph, with the choice of the backend; forward and (where it has one) backward."""
     spec = trial.spec
-    chosen = kernels.implementation(spec.op, "cpu", trial.backend)
-    # The registry looks at folders and files when it chooses, which cannot be traced; see the test below.
-    monkeypatch.setattr(inspect.getmodule(spec.function), "implementation", lambda *_: chosen)
     torch._dynamo.reset()
     compiled = torch.compile(spec.function, fullgraph=True, backend=compiler)
-    found = compiled(**checks.arguments_of(trial))
+    found = compiled(**checks.arguments_of(trial), backend=trial.backend)
     checks.check_outputs(trial, found if isinstance(found, tuple) else (found,))
     if spec.differentiable:
-        monkeypatch.setattr(checks, "run", lambda spec, arguments, backend: compiled(**arguments))
+        monkeypatch.setattr(
+            checks, "run", lambda spec, arguments, backend: compiled(**arguments, backend=backend)
+        )
         gradients = checks.run_with_gradients(spec, checks.arguments_of(trial), trial.backend)[1]
         monkeypatch.undo()
         checks.check_gradients(trial, gradients)
@@ -245,17 +245,6 @@ def test_traces_as_one_graph(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> N
 @parametrize(COMPILED)
 def test_compiles_as_one_graph(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     check_compiled(trial, "inductor", monkeypatch)
-
-
-@pytest.mark.xfail(
-    strict=True, raises=torch._dynamo.exc.Unsupported, reason="the registry globs for ops in choose"
-)
-def test_the_choice_of_a_backend_traces() -> None:
-    torch._dynamo.reset()
-    spec = load_specs("propagation")[0]
-    torch.compile(spec.function, fullgraph=True, backend="eager")(
-        **checks.arguments_of(Trial(spec, spec.tests[0], ""))
-    )
 
 
 WRONG = [
