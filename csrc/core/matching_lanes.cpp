@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdlib>
+#include <cstring>
 #include <limits>
 
 #include "core/clones.h"
@@ -91,11 +93,15 @@ __attribute__((target("avx512f,bmi,bmi2,popcnt"))) void fill_avx512(unsigned sid
 
 using Fill = void (*)(unsigned, unsigned, Lanes&);
 
-// Widest form for this machine. All forms do the same operations on each lane, so results agree to the last bit.
+// Widest form for this machine, or the one that GLASS_FAST_CPU asks for, as for dense(). All forms do the same
+// operations on each lane, so results agree to the last bit.
 Fill choose_fill() {
 #if defined(__GNUC__) && defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("bmi2")) return fill_avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) return fill_avx2;
+  const char* asked = std::getenv("GLASS_FAST_CPU");
+  const auto wanted = [asked](const char* name) { return !asked || !*asked || std::strcmp(asked, name) == 0; };
+  if (wanted("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("bmi2")) return fill_avx512;
+  if ((wanted("avx2") || wanted("avx512")) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2"))
+    return fill_avx2;
 #endif
   return fill_any;
 }

@@ -3,8 +3,9 @@
 //   fuzz_core --inputs N --seed S [--first I] [--op NAME] [--threads T]
 //
 // Inputs go to the ops in turn, or all to one. Input I depends on the seed and I alone, so `--first I --inputs 1
-// --op NAME` repeats it. Prints one line of JSON, inputs by op and status; the first violation goes to stderr and
-// ends the run with status 1. Meant for builds with sanitizers (GLASS_FAST_SANITIZE), which see what it cannot.
+// --op NAME` repeats it. Prints one line of JSON: inputs by op and status, and a digest of all results. The first
+// violation goes to stderr and ends the run with status 1. Meant for builds with sanitizers (GLASS_FAST_SANITIZE),
+// which see what it cannot.
 //
 // Every call is made twice, with one thread and with T, on outputs poisoned with different patterns: both must
 // agree to the last bit, so that an element that nobody writes, or that depends on the thread count, shows.
@@ -27,6 +28,7 @@ namespace glass_fast::fuzz {
 namespace {
 
 std::string current;  // what a violation is reported with
+Digest digest;        // of all results of the current op so far
 
 void require(bool holds, const char* what) {
   if (holds) return;
@@ -163,6 +165,7 @@ Status fuzz_matching(Random& random, int threads) {
   require_same_result(result, second);
   require(is_expected(in, cost, result), "not the status that the input asks for");
   if (result.status != Status::kBadShape) require(same(match, again), "match differs between two calls");
+  if (result.ok()) digest.add(match);
   if (result.ok())
     require_assignment(in, cost, match);
   else if (result.status != Status::kBadShape)
@@ -212,6 +215,7 @@ Status fuzz_mask_labels(Random& random, int threads) {
         "a bad value was accepted");
   if (!result.ok()) return result.status;
   require(same(out, again), "labels differ between two calls");
+  digest.add(out);
   for (int64_t b = 0; b < shape.batch; ++b) {
     std::array<bool, 256> allowed{};
     allowed[0] = allowed[255] = true;
@@ -241,6 +245,7 @@ Status fuzz_propagation(Random& random, int threads) {
   require_same_result(result, propagation(self_map.get(), maps.get(), shape, threads, again.get()));
   require(result.status == (bad ? Status::kBadShape : Status::kOk), "not the status that the input asks for");
   require(same(out, again), "maps differ between two calls");
+  if (result.ok()) digest.add(out);
   if (!result.ok() || kind != Kind::kPlain) return result.status;
   std::vector<double> now(maps.begin(), maps.end()), next(now.size());
   for (int64_t pass = 0; pass < shape.tau; ++pass, now.swap(next))
@@ -379,7 +384,10 @@ Status fuzz_slot_attention(Random& random, int threads) {
   require(result.status == (in.bad ? Status::kBadShape : Status::kOk), "not the status that the input asks for");
   require(same(out, out2), "slots differ between two calls");
   require(same(attention, attention2), "attention differs between two calls");
-  if (result.ok()) require_slot_attention(in, out, attention);
+  if (!result.ok()) return result.status;
+  digest.add(out);
+  digest.add(attention);
+  require_slot_attention(in, out, attention);
   return result.status;
 }
 
@@ -416,8 +424,12 @@ Status fuzz_slot_attention_backward(Random& random, int threads) {
   if (!result.ok()) return result.status;
   require(same(to_inputs, to_inputs2), "gradients of the inputs differ between two calls");
   require(same(to_slots, to_slots2), "gradients of the slots differ between two calls");
-  for (size_t i = 0; i < kTensors; ++i)
+  digest.add(to_inputs);
+  digest.add(to_slots);
+  for (size_t i = 0; i < kTensors; ++i) {
     require(same(to.all[i], to2.all[i]), "gradients of the weights differ between two calls");
+    digest.add(to.all[i]);
+  }
   return result.status;
 }
 
@@ -456,20 +468,25 @@ int run(int argc, char** argv) {
   if (!options["--op"].empty()) std::erase_if(ops, [&](const Op& op) { return options["--op"] != op.name; });
   if (ops.empty()) return usage();
   std::map<std::string, std::map<std::string, int64_t>> counts;
+  std::map<std::string, Digest> digests;
   for (int64_t i = first; i < first + inputs; ++i) {
     const Op& op = ops[static_cast<size_t>(i) % ops.size()];
     current = std::string(op.name) + " input " + std::to_string(i) + " seed " + std::to_string(seed);
     Random random(Random(seed).bits() + static_cast<uint64_t>(i) * 0xd1342543de82ef95u);
+    digest = digests[op.name];
     ++counts[op.name][name(op.fuzz(random, threads))];
+    digests[op.name] = digest;
   }
-  std::string line = "{\"seed\": " + std::to_string(seed) + ", \"inputs\": " + std::to_string(inputs);
+  std::printf("{\"seed\": %llu, \"inputs\": %lld", static_cast<unsigned long long>(seed),
+              static_cast<long long>(inputs));
   for (const auto& [op, by_status] : counts) {
-    line += ", \"" + op + "\": {";
+    std::printf(", \"%s\": {\"digest\": \"%016llx\"", op.c_str(),
+                static_cast<unsigned long long>(digests[op].value));
     for (const auto& [status, count] : by_status)
-      line += (line.back() == '{' ? "\"" : ", \"") + status + "\": " + std::to_string(count);
-    line += "}";
+      std::printf(", \"%s\": %lld", status.c_str(), static_cast<long long>(count));
+    std::printf("}");
   }
-  std::printf("%s}\n", line.c_str());
+  std::printf("}\n");
   return 0;
 }
 

@@ -117,6 +117,21 @@ bool same(const Buffer<T>& a, const Buffer<T>& b) {
   });
 }
 
+struct Digest {
+  uint64_t value = 0;
+
+  template <typename T>
+  void add(const Buffer<T>& values) {
+    for (const T& x : values) {
+      uint64_t bits = 0;
+      std::memcpy(&bits, &x, sizeof(T));
+      if constexpr (std::is_floating_point_v<T>)
+        if (std::isnan(x)) bits = ~uint64_t{0};  // one NaN is as good as another
+      value = std::rotl((value ^ bits) * 0x9e3779b97f4a7c15u, 29);
+    }
+  }
+};
+
 inline bool all_moderate(const float* values, int64_t count) {
   return std::all_of(values, values + count, [](float x) { return std::abs(x) <= 4.0f; });  // false for NaN
 }
