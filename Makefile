@@ -17,7 +17,7 @@ INSTALL_INPUTS := pyproject.toml setup.py $(NATIVE_SOURCES) $(OP_FOLDERS)
 
 DEMO_SET := $(if $(DEMO_IMAGES),--set 'discover.images=$(DEMO_IMAGES)' --set discover.limit=null)
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo test test-all lint bench install clean
 
 install: $(STAMP)
 
@@ -48,6 +48,12 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run -Werror
+
+# The result files and the page made from them; wants free cores.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.run --ops --threads 2 --out benchmarks/results/ops_cpu.csv
+	$(BIN)/python -m benchmarks.run --stages --threads 2 --out benchmarks/results/stages_cpu.csv
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf build *.egg-info glass_fast/_core*.so glass_fast/_ops*.so glass_fast/build_info.json $(STAMP)

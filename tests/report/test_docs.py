@@ -17,7 +17,10 @@ from glass_fast.config.schema import RunConfig
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{n}.md" for n in ("production", "artefacts", "errors", "method", "partworld")),
+    *(
+        ROOT / "docs" / f"{n}.md"
+        for n in ("production", "artefacts", "errors", "method", "partworld", "benchmarks")
+    ),
 ]
 KEY = re.compile(
     r"`((?:captions|synthesis|training|models|evaluation|discover)\.[a-z_]+(?:\.[a-z_]+)*)(?:=[^`]*)?`"
