@@ -1,7 +1,6 @@
 #include "core/dense.h"
 
-#include <cstdlib>
-#include <cstring>
+#include "core/instruction_set.h"
 
 namespace glass_fast {
 
@@ -11,27 +10,18 @@ const Dense& dense_avx2();
 const Dense& dense_avx512();
 #endif
 
-namespace {
-
-const Dense& choose() {
+const Dense& dense() {
 #ifdef GLASS_FAST_X86
-  const char* asked = std::getenv("GLASS_FAST_CPU");
-  const auto wanted = [asked](const char* name) { return !asked || !*asked || std::strcmp(asked, name) == 0; };
-  __builtin_cpu_init();
-  if (wanted("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
-    return dense_avx512();
-  if ((wanted("avx2") || wanted("avx512")) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return dense_avx2();
+  switch (instruction_set()) {
+    case InstructionSet::kAvx512:
+      return dense_avx512();
+    case InstructionSet::kAvx2:
+      return dense_avx2();
+    case InstructionSet::kBase:
+      break;
+  }
 #endif
   return dense_base();
-}
-
-}  // namespace
-
-const Dense& dense() {
-  static const Dense& chosen = choose();
-  return chosen;
 }
 
 }  // namespace glass_fast

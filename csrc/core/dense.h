@@ -76,8 +76,7 @@ struct Dense {
                                int64_t columns, float* pull, float* to_gates, float* to_hidden_new);
 };
 
-// The table for this processor. GLASS_FAST_CPU=base, avx2 or avx512 asks for another one, for tests; one that the
-// processor lacks is ignored.
+// The table for instruction_set().
 const Dense& dense();
 
 }  // namespace glass_fast

@@ -19,21 +19,21 @@ class Forward {
         w_(weights),
         epsilon_(epsilon),
         most_(n, 0, images),
-        means_(images * n.N),
-        scales_(images * n.N),
-        slots_(n.D * most_.width),
-        normed_(n.D * most_.width),
-        queries_(n.D * most_.width),
-        absorbed_(n.heads * n.C * most_.width),
-        reads_(n.heads * n.C * most_.width),
-        gates_(3 * n.D * most_.width),
-        hidden_gates_(3 * n.D * most_.width),
-        hidden_(n.H * most_.width),
-        query_rows_(n.queries * n.C),
-        read_rows_(n.queries * n.C),
-        attention_(n.queries * kTokenTile),
-        totals_(n.queries),
-        factors_(n.queries),
+        scratch_({{&means_, images * n.N},
+                  {&scales_, images * n.N},
+                  {&slots_, n.D * most_.width},
+                  {&normed_, n.D * most_.width},
+                  {&queries_, n.D * most_.width},
+                  {&absorbed_, n.heads * n.C * most_.width},
+                  {&reads_, n.heads * n.C * most_.width},
+                  {&gates_, 3 * n.D * most_.width},
+                  {&hidden_gates_, 3 * n.D * most_.width},
+                  {&hidden_, n.H * most_.width},
+                  {&query_rows_, n.queries * n.C},
+                  {&read_rows_, n.queries * n.C},
+                  {&attention_, n.queries * kTokenTile},
+                  {&totals_, n.queries},
+                  {&factors_, n.queries}}),
         active_queries_(static_cast<size_t>(n.queries)),
         normed_tokens_(n.queries, n.C) {}
 
@@ -155,8 +155,9 @@ class Forward {
   const SlotAttentionTensors<const float*>& w_;
   const float epsilon_;
   const SlotGroup most_;
-  const Floats means_, scales_, slots_, normed_, queries_, absorbed_, reads_, gates_, hidden_gates_, hidden_,
-      query_rows_, read_rows_, attention_, totals_, factors_;
+  float *means_, *scales_, *slots_, *normed_, *queries_, *absorbed_, *reads_, *gates_, *hidden_gates_, *hidden_,
+      *query_rows_, *read_rows_, *attention_, *totals_, *factors_;
+  const Scratch scratch_;
   std::vector<uint8_t> active_queries_;
   NormedTokens normed_tokens_;
 };

@@ -14,31 +14,31 @@ namespace {
 // for all slots and iterations: the gradient of a weight is one product of the two, made when all are there.
 struct Pulls {
   int64_t stride;  // of a columns part: steps * columns
-  Floats to_gates, to_hidden_new, to_updates, to_queries, to_hidden, to_out, to_normed, normed_products,
-      to_mlp_normed,
-      mlp_products;                                                // columns parts
-  Floats normed, updates, slots, mlp_normed, hidden, to_absorbed;  // rows parts
-  Floats norm_inputs;                                              // (batch, 2, channels)
+  float *to_gates, *to_hidden_new, *to_updates, *to_queries, *to_hidden, *to_out, *to_normed, *normed_products,
+      *to_mlp_normed, *mlp_products;                                    // columns parts
+  float *normed, *updates, *slots, *mlp_normed, *hidden, *to_absorbed;  // rows parts
+  float* norm_inputs;                                                   // (batch, 2, channels)
+  Scratch scratch;
 
   Pulls(const SlotLayout& n, int64_t steps)
       : stride(steps * n.columns),
-        to_gates(3 * n.D * stride),
-        to_hidden_new(n.D * stride),
-        to_updates(n.D * stride),
-        to_queries(n.D * stride),
-        to_hidden(n.H * stride),
-        to_out(n.D * stride),
-        to_normed(n.D * stride),
-        normed_products(n.D * stride),
-        to_mlp_normed(n.D * stride),
-        mlp_products(n.D * stride),
-        normed(n.D * stride),
-        updates(n.D * stride),
-        slots(n.D * stride),
-        mlp_normed(n.D * stride),
-        hidden(n.H * stride),
-        to_absorbed(stride * n.heads * n.C),
-        norm_inputs(n.B * 2 * n.C) {}
+        scratch({{&to_gates, 3 * n.D * stride},
+                 {&to_hidden_new, n.D * stride},
+                 {&to_updates, n.D * stride},
+                 {&to_queries, n.D * stride},
+                 {&to_hidden, n.H * stride},
+                 {&to_out, n.D * stride},
+                 {&to_normed, n.D * stride},
+                 {&normed_products, n.D * stride},
+                 {&to_mlp_normed, n.D * stride},
+                 {&mlp_products, n.D * stride},
+                 {&normed, n.D * stride},
+                 {&updates, n.D * stride},
+                 {&slots, n.D * stride},
+                 {&mlp_normed, n.D * stride},
+                 {&hidden, n.H * stride},
+                 {&to_absorbed, stride * n.heads * n.C},
+                 {&norm_inputs, n.B * 2 * n.C}}) {}
 };
 
 struct Arguments {
@@ -64,29 +64,29 @@ class Backward {
         at_(n),
         p_(pulls),
         most_(n, 0, images),
-        pull_(n.D * most_.width),
-        slots_(n.D * most_.width),
-        next_(n.D * most_.width),
-        normed_(n.D * most_.width),
-        to_normed_(n.D * most_.width),
-        products_(n.D * most_.width),
-        gates_(3 * n.D * most_.width),
-        hidden_new_(n.D * most_.width),
-        to_gates_(4 * n.D * most_.width),
-        hidden_(n.H * most_.width),
-        to_hidden_(n.H * most_.width),
-        to_reads_(n.heads * n.C * most_.width),
-        to_absorbed_(n.heads * n.C * most_.width),
-        coefficients_(images * a.steps * 2 * n.queries * n.N),
-        terms_(images * a.steps * 2 * n.queries * n.C),
-        to_absorbed_rows_(n.queries * n.C),
-        tile_(n.queries * kTokenTile),
-        to_tokens_(kTokenTile * n.C),
-        pull_means_(n.queries),
-        pull_sums_(n.queries),
-        ones_(n.queries),
+        scratch_({{&pull_, n.D * most_.width},
+                  {&slots_, n.D * most_.width},
+                  {&next_, n.D * most_.width},
+                  {&normed_, n.D * most_.width},
+                  {&to_normed_, n.D * most_.width},
+                  {&products_, n.D * most_.width},
+                  {&gates_, 3 * n.D * most_.width},
+                  {&hidden_new_, n.D * most_.width},
+                  {&to_gates_, 4 * n.D * most_.width},
+                  {&hidden_, n.H * most_.width},
+                  {&to_hidden_, n.H * most_.width},
+                  {&to_reads_, n.heads * n.C * most_.width},
+                  {&to_absorbed_, n.heads * n.C * most_.width},
+                  {&coefficients_, images * a.steps * 2 * n.queries * n.N},
+                  {&terms_, images * a.steps * 2 * n.queries * n.C},
+                  {&to_absorbed_rows_, n.queries * n.C},
+                  {&tile_, n.queries * kTokenTile},
+                  {&to_tokens_, kTokenTile * n.C},
+                  {&pull_means_, n.queries},
+                  {&pull_sums_, n.queries},
+                  {&ones_, n.queries}}),
         normed_tokens_(n.queries, n.C) {
-    std::fill(ones_.get(), ones_ + n.queries, 1.0f);
+    std::fill(ones_, ones_ + n.queries, 1.0f);
   }
 
   void run(const SlotGroup& group) {
@@ -241,9 +241,10 @@ class Backward {
   const SavedLayout at_;
   Pulls& p_;
   const SlotGroup most_;
-  const Floats pull_, slots_, next_, normed_, to_normed_, products_, gates_, hidden_new_, to_gates_, hidden_,
-      to_hidden_, to_reads_, to_absorbed_, coefficients_, terms_, to_absorbed_rows_, tile_, to_tokens_, pull_means_,
-      pull_sums_, ones_;
+  float *pull_, *slots_, *next_, *normed_, *to_normed_, *products_, *gates_, *hidden_new_, *to_gates_, *hidden_,
+      *to_hidden_, *to_reads_, *to_absorbed_, *coefficients_, *terms_, *to_absorbed_rows_, *tile_, *to_tokens_,
+      *pull_means_, *pull_sums_, *ones_;
+  const Scratch scratch_;
   NormedTokens normed_tokens_;
 };
 

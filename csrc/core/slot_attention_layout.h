@@ -7,8 +7,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "core/dense.h"
 #include "core/slot_attention.h"
@@ -18,22 +20,30 @@ namespace glass_fast {
 inline constexpr int64_t kTokenTile = 32;     // tokens whose attention is made and used while they are in the cache
 inline constexpr int64_t kGroupColumns = 64;  // slots that one worker updates together, at most
 
-// Uninitialised floats, aligned to a cache line.
-class Floats {
+// Scratch arrays of floats, uninitialised, each of its own allocation and aligned to a cache line. Sets the given
+// pointers, which are valid as long as it lives.
+class Scratch {
  public:
-  explicit Floats(int64_t count) {
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64;
-    data_.reset(static_cast<float*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64))));
-    if (!data_) throw std::bad_alloc();
+  struct Part {
+    float** pointer;
+    int64_t count;
+  };
+
+  explicit Scratch(std::initializer_list<Part> parts) {
+    owned_.reserve(parts.size());
+    for (const Part& part : parts) {
+      const size_t bytes = (static_cast<size_t>(part.count) * sizeof(float) + 63) / 64 * 64;
+      owned_.emplace_back(static_cast<float*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64))));
+      if (!owned_.back()) throw std::bad_alloc();
+      *part.pointer = owned_.back().get();
+    }
   }
-  float* get() const { return data_.get(); }
-  operator float*() const { return data_.get(); }
 
  private:
   struct Free {
     void operator()(float* p) const { std::free(p); }
   };
-  std::unique_ptr<float, Free> data_;
+  std::vector<std::unique_ptr<float, Free>> owned_;
 };
 
 // Sizes in short, and the numbering of slots over the batch: slot j of image i is column i * padded + j. Vectors of

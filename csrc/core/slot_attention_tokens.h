@@ -19,10 +19,10 @@ class NormedTokens {
   NormedTokens(int64_t queries, int64_t channels)
       : queries_(queries),
         channels_(channels),
-        folded_(queries * channels),
-        offsets_(queries),
-        weighted_(queries * kTokenTile),
-        partial_(queries * kPartialSums) {}
+        scratch_({{&folded_, queries * channels},
+                  {&offsets_, queries},
+                  {&weighted_, queries * kTokenTile},
+                  {&partial_, queries * kPartialSums}}) {}
 
   void image(const float* tokens, const float* means, const float* scales, const float* weight, const float* bias) {
     tokens_ = tokens;
@@ -34,7 +34,7 @@ class NormedTokens {
 
   // Sets the rows (queries, channels) of the following dot(), and the sums over tokens to 0.
   void fold(const float* rows) {
-    std::fill(partial_.get(), partial_ + queries_ * kPartialSums, 0.0f);
+    std::fill(partial_, partial_ + queries_ * kPartialSums, 0.0f);
     for (int64_t q = 0; q < queries_; ++q) {
       float offset = 0;
       for (int64_t c = 0; c < channels_; ++c) {
@@ -82,7 +82,8 @@ class NormedTokens {
   const Dense& d_ = dense();
   const int64_t queries_, channels_;
   const float *tokens_ = nullptr, *means_ = nullptr, *scales_ = nullptr, *weight_ = nullptr, *bias_ = nullptr;
-  const Floats folded_, offsets_, weighted_, partial_;
+  float *folded_, *offsets_, *weighted_, *partial_;
+  const Scratch scratch_;
 };
 
 }  // namespace glass_fast
