@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstdlib>
-#include <cstring>
 #include <limits>
 
 #include "core/clones.h"
+#include "core/instruction_set.h"
 
 namespace glass_fast {
 
@@ -93,15 +92,17 @@ __attribute__((target("avx512f,bmi,bmi2,popcnt"))) void fill_avx512(unsigned sid
 
 using Fill = void (*)(unsigned, unsigned, Lanes&);
 
-// Widest form for this machine, or the one that GLASS_FAST_CPU asks for, as for dense(). All forms do the same
-// operations on each lane, so results agree to the last bit.
+// All forms do the same operations on each lane, so results agree to the last bit.
 Fill choose_fill() {
 #if defined(__GNUC__) && defined(__x86_64__)
-  const char* asked = std::getenv("GLASS_FAST_CPU");
-  const auto wanted = [asked](const char* name) { return !asked || !*asked || std::strcmp(asked, name) == 0; };
-  if (wanted("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("bmi2")) return fill_avx512;
-  if ((wanted("avx2") || wanted("avx512")) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2"))
-    return fill_avx2;
+  switch (instruction_set()) {
+    case InstructionSet::kAvx512:
+      return fill_avx512;
+    case InstructionSet::kAvx2:
+      return fill_avx2;
+    case InstructionSet::kBase:
+      break;
+  }
 #endif
   return fill_any;
 }
