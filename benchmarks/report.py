@@ -7,6 +7,7 @@ python -m benchmarks.report --check    # changes nothing; exit code 3 when somet
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from html import escape
 from pathlib import Path
 
 from benchmarks.baselines import BASELINE, MEANING
+from benchmarks.chain import METRICS, SIDES
 from benchmarks.gates import GATES, SHARE
 from benchmarks.schema import OK, ROOT, Row, read_rows
 from glass_fast.data.atomic import write_bytes
@@ -58,7 +60,43 @@ def generate(document: str, results: Path = RESULTS) -> tuple[str, dict[str, str
                 f"{conditions(rows, path.name)}\n\n![{title}](images/benchmarks/{name}.svg)\n\n{tables(rows)}"
             )
         document = fill(document, content, name)
-    return document, charts
+    chain = results / "chain_cpu.json"
+    return fill(document, chain_table(chain), "chain_cpu"), charts
+
+
+def chain_table(path: Path) -> str:
+    """Seconds and metrics of the whole chain on each set of backends (``benchmarks.chain``)."""
+    if not path.exists():
+        return f"No results yet: `python -m benchmarks.chain --work runs/chain --out benchmarks/results/{path.name}`."
+    found = json.loads(path.read_text("utf-8"))
+    where, sides = found["machine"], {side: found["sides"][side] for side in SIDES if side in found["sides"]}
+    last = list(sides)[-1]
+    threads = f"{where['threads']} {'thread' if where['threads'] == 1 else 'threads'}"
+    lines = [
+        f"`glass-fast run {found['config']}`; {where['device_name']}; {threads}; torch {where['torch']},"
+        f" Python {where['python']}, glass-fast {where['glass_fast']} at commit `{where['commit']}`; {where['time']}."
+        f" Source: `benchmarks/results/{path.name}`.",
+        "",
+        "| | " + " | ".join(f"`{side}`" for side in sides) + " | times faster |",
+        "|---|" + "---:|" * (len(sides) + 1),
+    ]
+    rows = [
+        (f"{stage}, s", [side["stages"].get(stage, 0.0) for side in sides.values()])
+        for stage in sides[last]["stages"]
+    ]
+    rows += [
+        (f"whole run, {name}", [side[key] for side in sides.values()])
+        for name, key in (("s", "wall_s"), ("CPU s", "cpu_s"))
+    ]
+    for name, values in rows:
+        factor = f"{values[0] / values[-1]:.2f}" if values[-1] else "–"
+        lines.append(f"| {name} | " + " | ".join(f"{value:.1f}" for value in values) + f" | {factor} |")
+    for arm in sides[last]["metrics"]:
+        for key in METRICS:
+            values = [side["metrics"].get(arm, {}).get(key) for side in sides.values()]
+            cells = " | ".join("–" if value is None else f"{100 * value:.1f}" for value in values)
+            lines.append(f"| {arm.replace('_', ' ')}, {key} | {cells} | |")
+    return "\n".join(lines)
 
 
 def gates_table() -> str:
