@@ -25,12 +25,13 @@ TOLERANCES = {
     "captioner.precision.share": 0.03,
     "generator.recognition.single.all.share": 0.10,
     "generator.recognition.pair.all.share": 0.15,
-    "masks.preset.class_miou": 0.03,
+    "masks.preset.class_miou": 0.08,
     "encoder.probe.encoder.object.accuracy.share": 0.03,
     "slots.closer.patch.share": 0.05,
 }
-"""How far a quality of a rebuild may lie below that of the shipped models (absolute). Wide where the figure is a share
-of some hundred generated pictures: its 95 % interval alone is 0.05 to 0.08 wide on either side."""
+"""How far a quality of a rebuild may lie below that of the shipped models (absolute), so that it still reaches what the
+models were built for. Wide where the figure is a share of some hundred generated pictures, whose 95 % interval alone is
+0.05 to 0.08 wide on either side, and for masks, where two builds with different seeds differ by 0.05."""
 
 
 def measure(

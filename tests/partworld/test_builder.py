@@ -48,7 +48,7 @@ def test_every_stage_from_nothing_without_masks(blind, tmp_path) -> None:
 
     card = builder.build(tmp_path, "smoke", (), 0, "cpu", Progress(), StopToken())
     assert card["stages"] == sorted(builder.STAGES)
-    assert set(card["checksums"]) == {"generator", "encoder", "captioner", "slots"}
+    assert set(card["checksums"]) == {"generator", "encoder", "captioner", "slots", "slots/decoder"}
     import torch
 
     generator = load_generator(str(tmp_path / "generator"), torch.device("cpu"), "float32")
