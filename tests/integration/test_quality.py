@@ -25,8 +25,8 @@ def config():
 
 
 def test_shipped_slots_beat_the_baselines_on_objects(config, tmp_path) -> None:
-    """Floors lie under what this training reaches on 300 scenes (53, 55 and 35, the lowest of the table's three in FG-ARI),
-    as means over 60 scenes scatter: FG-ARI is 31 on these."""
+    """Floors lie under what this training reaches on 300 scenes (53, 55 and 35, in FG-ARI the lowest of the
+    table's three), as means over 60 scenes scatter: FG-ARI is 31 on these."""
     dataset = DatasetConfig(name="t", kind="partworld", path="partworld:test", limit=60)
     scores = {}
     for name in ("partworld:slots", "kmeans", "random_slots"):
