@@ -262,7 +262,9 @@ def measure(
             return {n: m if m.wrong else replace(m, skipped=note) for n, m in found.items()}
         samples = interleave(samplers, rounds)
         for name, sampler in samplers.items():
-            peak, method = peak_memory(sampler.call, job.device) if memory else (None, "")
+            # Compiled code keeps its number of threads, and a forked process has none of its parent's: it would hang.
+            hangs = "compile" in name and torch.get_num_threads() > 1
+            peak, method = peak_memory(sampler.call, job.device) if memory and not hangs else (None, "")
             found[name] = replace(
                 found[name], samples=samples[name], repeats=sampler.repeats, peak=peak, peak_method=method
             )

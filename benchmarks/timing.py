@@ -23,7 +23,7 @@ AT_LEAST = 2e-3
 ROUNDS = 20
 _FLUSH_BYTES = 256 * 2**20
 _COPY_BYTES = 256 * 2**20
-_FORK_SECONDS = 300.0
+_FORK_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
