@@ -1,5 +1,7 @@
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 
 #include "core/status.h"
@@ -39,6 +41,15 @@ struct SlotAttentionTensors {
   Pointer mlp_out_weight;  // (width, hidden)
   Pointer mlp_out_bias;    // (width)
 };
+
+inline constexpr size_t kSlotAttentionWeights = 17;
+static_assert(sizeof(SlotAttentionTensors<const float*>) == kSlotAttentionWeights * sizeof(const float*));
+
+// Elements of each weight, in the order of SlotAttentionTensors.
+inline std::array<int64_t, kSlotAttentionWeights> slot_attention_weight_sizes(const SlotAttentionShape& s) {
+  const int64_t C = s.channels, D = s.width, H = s.hidden;
+  return {C, C, D, D, D, D, D * D, D * C, D * C, 3 * D * D, 3 * D * D, 3 * D, 3 * D, H * D, H, D * H, D};
+}
 
 // Floats that the forward pass leaves for the backward pass; -1 when the shape is out of range.
 int64_t slot_attention_saved_size(const SlotAttentionShape& shape);

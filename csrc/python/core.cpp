@@ -92,30 +92,14 @@ py::array_t<float> propagation(const Dense<float>& self_map, const Dense<float>&
 py::tuple slot_attention(const Dense<float>& inputs, const Dense<float>& slots,
                          const std::vector<Dense<float>>& weights, int64_t iterations, int64_t heads, float epsilon,
                          const std::optional<Dense<bool>>& active, int threads) {
-  constexpr size_t kWeights = 17;
+  constexpr size_t kWeights = glass_fast::kSlotAttentionWeights;
   if (inputs.ndim() != 3 || slots.ndim() != 3 || inputs.shape(0) != slots.shape(0) || weights.size() != kWeights)
     throw py::value_error(
         "slot_attention: expected inputs (batch, tokens, channels), slots (batch, slots, width) and 17 weights");
   const int64_t channels = inputs.shape(2), width = slots.shape(2), hidden = weights[14].size();
   const glass_fast::SlotAttentionShape shape{inputs.shape(0), inputs.shape(1), channels, slots.shape(1),
                                              width,           hidden,          heads,    iterations};
-  const std::array<int64_t, kWeights> sizes = {channels,
-                                               channels,
-                                               width,
-                                               width,
-                                               width,
-                                               width,
-                                               width * width,
-                                               width * channels,
-                                               width * channels,
-                                               3 * width * width,
-                                               3 * width * width,
-                                               3 * width,
-                                               3 * width,
-                                               hidden * width,
-                                               hidden,
-                                               width * hidden,
-                                               width};
+  const auto sizes = glass_fast::slot_attention_weight_sizes(shape);
   std::array<const float*, kWeights> found;
   for (size_t i = 0; i < kWeights; ++i) {
     if (weights[i].size() != sizes[i])

@@ -87,10 +87,9 @@ Tensor propagation(const Tensor& self_map, const Tensor& class_maps, int64_t tau
   return out;
 }
 
-constexpr size_t kWeights = 17;
+constexpr size_t kWeights = glass_fast::kSlotAttentionWeights;
 using WeightPointers = glass_fast::SlotAttentionTensors<const float*>;
 using GradientPointers = glass_fast::SlotAttentionTensors<float*>;
-static_assert(sizeof(WeightPointers) == kWeights * sizeof(const float*));
 
 glass_fast::SlotAttentionShape slot_attention_shape(const Tensor& inputs, int64_t slots,
                                                     const std::vector<Tensor>& weights, int64_t iterations,
@@ -98,28 +97,14 @@ glass_fast::SlotAttentionShape slot_attention_shape(const Tensor& inputs, int64_
   STD_TORCH_CHECK(inputs.dim() == 3 && weights.size() == kWeights,
                   "slot_attention: expected inputs (batch, tokens, channels) and 17 weights");
   const int64_t channels = inputs.size(2), width = weights[2].numel(), hidden = weights[14].numel();
-  const std::array<int64_t, kWeights> sizes = {channels,
-                                               channels,
-                                               width,
-                                               width,
-                                               width,
-                                               width,
-                                               width * width,
-                                               width * channels,
-                                               width * channels,
-                                               3 * width * width,
-                                               3 * width * width,
-                                               3 * width,
-                                               3 * width,
-                                               hidden * width,
-                                               hidden,
-                                               width * hidden,
-                                               width};
+  const glass_fast::SlotAttentionShape shape{inputs.size(0), inputs.size(1), channels, slots,
+                                             width,          hidden,         heads,    iterations};
+  const auto sizes = glass_fast::slot_attention_weight_sizes(shape);
   for (size_t i = 0; i < kWeights; ++i)
     STD_TORCH_CHECK(weights[i].numel() == sizes[i] && weights[i].scalar_type() == ScalarType::Float,
                     "slot_attention: weight ", i, " has ", weights[i].numel(), " elements; expected ", sizes[i],
                     " of float32");
-  return {inputs.size(0), inputs.size(1), channels, slots, width, hidden, heads, iterations};
+  return shape;
 }
 
 // Contiguous copies of the weights (none where they are contiguous), and their pointers.
